@@ -1,0 +1,75 @@
+"""Everything psgrad raises on purpose.
+
+::
+
+    PsgradError                     exit status 1
+    ├── ConfigError (ValueError)    a key, a value or a combination of them    2
+    ├── DataError (ValueError)      a data set that cannot be used             2
+    ├── LayoutError (ValueError)    names, shapes or dtypes of parameters      2
+    ├── NonFiniteError              gradients stay NaN or infinite             1
+    ├── WireError                   bytes that are not a psgrad message        1
+    ├── ProtocolError               a message the state machine cannot accept  1
+    └── LaunchError                 mpiexec is missing or did not start        2
+
+Each text is one line that names the value, the limit and the cure.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class PsgradError(Exception):
+    """The root of the tree. ``exit_status`` is what a program ends with when it is not caught."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class ConfigError(PsgradError, ValueError):
+    """A configuration that cannot be run: unknown key, value out of range, ranks that differ."""
+
+    exit_status = 2
+
+
+class DataError(PsgradError, ValueError):
+    """A data set that is missing, malformed, or holds values that cannot be trained on."""
+
+    exit_status = 2
+
+
+class LayoutError(PsgradError, ValueError):
+    """Parameter arrays whose names, shapes or dtypes cannot be used or differ between ranks."""
+
+    exit_status = 2
+
+
+class NonFiniteError(PsgradError, ArithmeticError):
+    """Gradients were NaN or infinite for too many steps in a row."""
+
+
+class WireError(PsgradError):
+    """Bytes that do not decode: wrong magic, version, checksum, length or field."""
+
+
+class ProtocolError(PsgradError):
+    """A message that decodes but breaks the protocol; a defect, never the user's fault."""
+
+
+class LaunchError(PsgradError):
+    """The MPI launcher is missing or cannot start the job."""
+
+    exit_status = 2
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """The text for a name that is not in a table: names the nearest ones, then all of them.
+
+    >>> unknown_name("optimizer", "adm", ["adam", "sgd"])
+    "unknown optimizer 'adm'; did you mean 'adam'? Known: adam, sgd"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"
