@@ -18,13 +18,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
+
+# Begins the line on stderr that says why a rank ends; the launcher prints the first one last.
+CAUSE: Final = "psgrad: error: "
 
 
 class PsgradError(Exception):
     """The root of the tree. ``exit_status`` is what a program ends with when it is not caught."""
 
     exit_status: ClassVar[int] = 1
+    everywhere: bool = False  # raised alike on all ranks (or all workers): one of them reports it
 
 
 class ConfigError(PsgradError, ValueError):

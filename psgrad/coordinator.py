@@ -1,0 +1,81 @@
+"""What rank 0 decides for all workers: rendezvous (means, barriers) and who is done. No I/O.
+
+A rendezvous is complete when every worker whose ``main`` is still running has come to it. Workers
+number their rendezvous from 1; the n-th of one worker meets the n-th of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from psgrad.errors import ProtocolError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a rendezvous for one worker."""
+
+    worker: int
+    sequence: int
+    result: dict[str, Any]
+
+
+@dataclass
+class Coordinator:
+    """``running`` are the workers whose main has not returned."""
+
+    running: set[int]
+    _open: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, workers: Iterable[int]) -> Coordinator:
+        """A coordinator at the start of a run, with all workers running."""
+        return cls(set(workers))
+
+    def meet(self, worker: int, sequence: int, part: dict[str, Any]) -> list[Outcome]:
+        """A worker comes to a rendezvous: ``part`` has ``values`` and ``weight``."""
+        parts = self._open.setdefault(sequence, {})
+        if worker in parts or worker not in self.running:
+            raise ProtocolError(f"worker {worker} is not expected at rendezvous {sequence}")
+        parts[worker] = part
+        return self._complete()
+
+    def finish(self, worker: int) -> list[Outcome]:
+        """A worker's main has returned: nobody waits for it any more."""
+        self.running.discard(worker)
+        return self._complete()
+
+    def _complete(self) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for sequence in sorted(self._open):
+            parts = self._open[sequence]
+            if self.running <= parts.keys():
+                result = combine(parts)
+                outcomes += [Outcome(worker, sequence, result) for worker in sorted(parts)]
+                del self._open[sequence]
+        return outcomes
+
+
+def combine(parts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """The weighted mean of each value over the workers, in worker order, in float64.
+
+    ``{"mean": {...}}``, or ``{"error": text}`` when the workers brought different names.
+    """
+    first, *others = sorted(parts)
+    names = list(parts[first]["values"])
+    for worker in others:
+        if set(parts[worker]["values"]) != set(names):
+            return {
+                "error": f"worker {worker} brought {sorted(parts[worker]['values'])} to "
+                f"mean(), worker {first} brought {sorted(names)}; all must bring the same names"
+            }
+    total = sum(parts[worker]["weight"] for worker in sorted(parts))
+    mean = {
+        name: sum(parts[w]["values"][name] * parts[w]["weight"] for w in sorted(parts)) / total
+        if total > 0
+        else 0.0
+        for name in names
+    }
+    return {"mean": mean}

@@ -1,0 +1,64 @@
+"""The verdict of a step, settled before its first chunk leaves: finite? how large? clipped?
+
+Global-norm clipping follows Pascanu et al., ICML 2013: the gradient is scaled by
+min(1, limit / norm), with the L2 norm over all parameters that the worker trains. It is the norm
+of this worker's gradient, not of the mean over workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from psgrad.layout import Float32, Layout, Segment
+
+BLOCK: Final = 64 << 10  # elements
+
+
+@dataclass(frozen=True)
+class StepVerdict:
+    """``norm`` is the L2 norm; ``scale`` what the gradient must be multiplied by before it leaves.
+
+    ``culprit`` names the tensor with the first NaN or infinity; None when all is finite.
+    """
+
+    norm: float
+    scale: float
+    culprit: str | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step may be applied."""
+        return self.culprit is None
+
+
+def check(
+    grads: Float32, layout: Layout, segments: Sequence[Segment], clip_norm: float | None
+) -> StepVerdict:
+    """Judges the gradient ``grads[n]`` over ``segments``; buffers must be finite but do not count
+    in the norm.
+
+    The sum of squares runs in float32 within a block and in float64 across blocks. A finite sum
+    proves that every element is finite, so the slower element-wise test runs only when it is not.
+    """
+    total = 0.0
+    for segment in segments:
+        for start in range(segment.start, segment.stop, BLOCK):
+            block = grads[start : min(start + BLOCK, segment.stop)]
+            with np.errstate(over="ignore", invalid="ignore"):
+                squares = float(np.dot(block, block))
+            if not math.isfinite(squares):
+                bad = np.flatnonzero(~np.isfinite(block))
+                if bad.size:
+                    culprit = layout.tensor_at(start + int(bad[0])).name
+                    return StepVerdict(math.nan, 0.0, culprit)
+                squares = float(np.sum(np.square(block, dtype=np.float64)))
+            if not segment.options.buffer:
+                total += squares
+    norm = math.sqrt(total)
+    clipped = clip_norm is not None and norm > clip_norm
+    return StepVerdict(norm, clip_norm / norm if clipped and clip_norm is not None else 1.0)

@@ -1,0 +1,150 @@
+"""The wire: one fixed header of 104 bytes, then at most one payload.
+
+==========  =====  ==========================================================================
+field       bytes  meaning
+==========  =====  ==========================================================================
+magic           4  ``PSG1``
+format          1  1
+kind            1  a ``Kind``
+verdict         1  a ``Verdict``; ``NONE`` in requests
+flags           1  0, kept for later formats
+run             8  the run's id: a message of another run is refused
+layout          8  the layout's digest, 0 before there is one
+worker          4  worker index of the sender or of the addressee
+incarnation     4  0, rises when a worker rejoins
+view            4  0, rises when the set of ranks changes
+segment         4
+chunk           4
+spare           4  0
+clock           8  how many steps the worker has pushed, this one included
+slowest         8  replies: the slowest live clock the answer rests on
+version         8  replies: how many updates the chunk has had
+weight          8  float64, samples behind the gradient; 0 is an empty push
+rate            8  float64: a push's new learning rate (-1: none); a reply's effective one
+nbytes          8  payload bytes that follow
+sequence        4  number of a rendezvous
+checksum        4  CRC-32 of the 100 bytes before it
+==========  =====  ==========================================================================
+
+All integers are unsigned and little-endian. Payloads of chunks are little-endian float32; payloads
+of control messages are UTF-8 JSON. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+import sys
+import zlib
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from psgrad.errors import WireError
+
+MAGIC: Final = b"PSG1"
+FORMAT: Final = 1
+CONTROL_LIMIT: Final = 64 << 20  # bytes of JSON that a control message may carry
+NO_RATE: Final = -1.0  # rates are never negative
+_BODY: Final = struct.Struct("<4sBBBBQQIIIIIIQQQddQI")
+_CHECKSUM: Final = struct.Struct("<I")
+HEADER_NBYTES: Final = _BODY.size + _CHECKSUM.size
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("psgrad needs a little-endian machine: payloads are received in place")
+
+
+class Kind(enum.IntEnum):
+    """What a message is; requests go from worker to server, answers come back."""
+
+    REGISTER = 1  # payload: the worker's layout
+    REGISTERED = 2  # payload: empty, or why the registration is refused
+    INIT = 3  # payload: a chunk's first values, from worker 0
+    PUSH = 4  # payload: a gradient chunk; acknowledged by ACK
+    PULL = 5  # answered by PARAMS
+    STEP = 6  # a push and the pull that it makes due; answered by PARAMS
+    ACK = 7
+    PARAMS = 8  # payload: a chunk's parameters
+    LEAVE = 9  # no more pushes; answered by LEFT
+    LEFT = 10
+    MEET = 11  # payload: a worker's part of a rendezvous, to the coordinator
+    MET = 12  # payload: its result
+    STATS = 13
+    STATS_ARE = 14  # payload: the server's counters
+    FINISH = 15  # the worker's main has returned; not answered
+
+
+class Verdict(enum.IntEnum):
+    """What became of a push."""
+
+    NONE = 0
+    APPLIED = 1
+    DUPLICATE = 2  # had been applied before: acknowledged, not applied again
+    SKIPPED = 3  # an empty push: the clock moved, nothing was applied
+    REFUSED = 4  # a registration that does not fit
+
+
+_KINDS: Final = MappingProxyType({int(kind): kind for kind in Kind})
+_VERDICTS: Final = MappingProxyType({int(verdict): verdict for verdict in Verdict})
+
+
+class Header(NamedTuple):
+    """The fields of the table above, without magic, format and checksum."""
+
+    kind: Kind
+    verdict: Verdict = Verdict.NONE
+    run: int = 0
+    layout: int = 0
+    worker: int = 0
+    incarnation: int = 0
+    view: int = 0
+    segment: int = 0
+    chunk: int = 0
+    clock: int = 0
+    slowest: int = 0
+    version: int = 0
+    weight: float = 0.0
+    rate: float = NO_RATE
+    nbytes: int = 0
+    sequence: int = 0
+
+    def encode(self) -> bytes:
+        """The header's ``HEADER_NBYTES`` bytes."""
+        kind, verdict, run, layout, worker, incarnation, view, segment, chunk, *rest = self
+        clock, slowest, version, weight, rate, nbytes, sequence = rest
+        body = _BODY.pack(
+            MAGIC, FORMAT, kind, verdict, 0, run, layout, worker, incarnation, view, segment,
+            chunk, 0, clock, slowest, version, weight, rate, nbytes, sequence,
+        )  # fmt: skip
+        return body + _CHECKSUM.pack(zlib.crc32(body))
+
+    @classmethod
+    def decode(cls, data: bytes | bytearray | memoryview) -> Header:
+        """The inverse of ``encode``; raises ``WireError`` for anything that it did not make."""
+        if len(data) < HEADER_NBYTES:
+            raise WireError(f"a header has {HEADER_NBYTES} bytes, got {len(data)}")
+        (checksum,) = _CHECKSUM.unpack_from(data, _BODY.size)
+        if zlib.crc32(memoryview(data)[: _BODY.size]) != checksum:
+            raise WireError("header checksum does not match: the message was damaged on its way")
+        magic, version, kind, verdict, _flags, *fields = _BODY.unpack_from(data)
+        if magic != MAGIC or version != FORMAT:
+            raise WireError(f"expected {MAGIC!r} format {FORMAT}, got {magic!r} format {version}")
+        if kind not in _KINDS or verdict not in _VERDICTS:
+            raise WireError(f"unknown kind {kind} or verdict {verdict}")
+        return cls(_KINDS[kind], _VERDICTS[verdict], *fields[:7], *fields[8:])
+
+
+def encode_json(record: Any) -> bytes:
+    """A control payload; raises ``WireError`` when it is larger than ``CONTROL_LIMIT``."""
+    payload = json.dumps(record, separators=(",", ":")).encode()
+    if len(payload) > CONTROL_LIMIT:
+        raise WireError(f"a control message may have {CONTROL_LIMIT} bytes, got {len(payload)}")
+    return payload
+
+
+def decode_json(payload: bytes | bytearray | memoryview) -> Any:
+    """The inverse of ``encode_json``; raises ``WireError`` when the bytes are not JSON."""
+    try:
+        return json.loads(bytes(payload))
+    except ValueError as error:
+        raise WireError(f"control payload is not JSON: {error}") from error

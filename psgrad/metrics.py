@@ -1,0 +1,67 @@
+"""What a rank reports: records for programs, lines for people, one sink for both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Sink(Protocol):
+    """Where reports go."""
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """One line of ``metrics.jsonl``: the seconds since the start, ``kind`` and ``fields``."""
+        ...
+
+    def log(self, text: str) -> None:
+        """One line of this rank's log."""
+        ...
+
+
+class Silent:
+    """A sink that keeps nothing: ``psgrad.run`` without a run folder."""
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Keeps nothing."""
+
+    def log(self, text: str) -> None:
+        """Keeps nothing."""
+
+
+class Journal:
+    """A rank's part of the run folder: ``logs/NAME.log`` and, if asked, ``metrics.jsonl``.
+
+    Each line reaches the file at once, so a rank that is killed leaves what it said.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, now: Callable[[], float], *, metrics: bool = False
+    ) -> None:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._now = now
+        self._start = now()
+        self._log = _open(folder / "logs" / f"{name}.log")
+        self._metrics = _open(folder / "metrics.jsonl") if metrics else None
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Appends to ``metrics.jsonl``; on other ranks than the one that keeps it, nothing."""
+        if self._metrics is not None:
+            line = {"seconds": round(self._now() - self._start, 6), "kind": kind, **fields}
+            self._metrics.write(json.dumps(line) + "\n")
+
+    def log(self, text: str) -> None:
+        """Appends to the rank's log, with the seconds since the start."""
+        self._log.write(f"{self._now() - self._start:10.3f} {text}\n")
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._log.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+
+def _open(path: Path) -> TextIOWrapper:
+    return path.open("w", encoding="utf-8", buffering=1)

@@ -1,0 +1,63 @@
+"""Who is what: ranks 0 to S-1 are servers, rank 0 is also the coordinator, the rest are workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psgrad.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The roles of ``size`` ranks with ``servers`` servers.
+
+    A worker's index counts from 0 whatever the number of servers; it is never the MPI rank.
+    """
+
+    size: int
+    servers: int
+
+    def __post_init__(self) -> None:
+        if self.size == 1:
+            raise ConfigError(
+                "psgrad needs at least 2 ranks (a server and a worker), this job has 1; "
+                "start it under MPI: psgrad run --np 4 -- ..., or mpirun -n 4 ..."
+            )
+        if not 1 <= self.servers < self.size:
+            raise ConfigError(
+                f"servers must be from 1 to {self.size - 1} with {self.size} ranks, "
+                f"got {self.servers}; use --servers 1 or start more ranks"
+            )
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are."""
+        return self.size - self.servers
+
+    @property
+    def server_ranks(self) -> range:
+        """Ranks of the servers."""
+        return range(self.servers)
+
+    @property
+    def worker_ranks(self) -> range:
+        """Ranks of the workers, in the order of their indices."""
+        return range(self.servers, self.size)
+
+    def is_server(self, rank: int) -> bool:
+        """Whether ``rank`` holds parameters."""
+        return rank < self.servers
+
+    def rank_of(self, worker: int) -> int:
+        """The rank of worker index ``worker``."""
+        return self.servers + worker
+
+    def worker_of(self, rank: int) -> int:
+        """The worker index of ``rank``."""
+        return rank - self.servers
+
+    def name(self, rank: int) -> str:
+        """The role of ``rank`` in words."""
+        if rank == 0:
+            return "coordinator"
+        return "server" if self.is_server(rank) else "worker"

@@ -1,0 +1,279 @@
+"""Gives each rank its role and runs it: ``psgrad.run``, and ``Session`` for what comes before.
+
+::
+
+    psgrad.run(main, servers=1, staleness=3, optimizer=psgrad.SGD(0.1))
+
+A session compares what the ranks were told before any of them begins, so that a mistake on one is
+an error on all, with no rank left waiting. An exception inside ``main`` ends the job: psgrad prints
+``rank 2 (worker, host): ValueError: ...`` last and aborts MPI, because the other ranks would wait
+for the failed one for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from psgrad.errors import CAUSE, ConfigError, PsgradError
+from psgrad.layout import SegmentOptions
+from psgrad.metrics import Silent, Sink
+from psgrad.optimizers import SGD, Optimizer
+from psgrad.roles import Roles
+from psgrad.schedules import Constant, Schedule
+from psgrad.server import Server
+from psgrad.shard import Rules
+from psgrad.transport import Transport
+from psgrad.transport.mpi import MpiTransport
+from psgrad.version import __version__
+from psgrad.worker import Settings, Worker
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+
+LARGEST_CHUNK_BYTES = 1 << 30  # MPI counts bytes in 32 bits
+
+
+def run(
+    main: Callable[[Worker], T],
+    *,
+    servers: int = 1,
+    staleness: int | None = 0,
+    optimizer: Optimizer | None = None,
+    schedule: Schedule | None = None,
+    segments: Sequence[SegmentOptions] = (),
+    clip_norm: float | None = None,
+    chunk_bytes: int = 0,
+    window: int = 8,
+    comm: MPI.Intracomm | None = None,
+) -> T | None:
+    """Runs ``main(worker)`` on every worker rank and serves parameters on the others.
+
+    Every rank of ``comm`` (default COMM_WORLD; it is duplicated, not taken) calls it with the same
+    arguments. Returns main's value on workers and None on servers, when all workers are done.
+    MPI is started if it does not run yet, and is never finalised here.
+
+    ``staleness`` is the bound s: 0 synchronous, a number bounded staleness, None asynchronous.
+    In synchronous mode a step is one update with the mean of all gradients, weighted by samples;
+    otherwise every push is one full optimizer step of its own. ``optimizer`` defaults to
+    ``SGD()``; ``segments`` gives tensors their own options; ``clip_norm`` bounds the L2 norm of
+    each worker's gradient; ``chunk_bytes`` 0 is the default grid; ``window`` is how many
+    unanswered chunks a worker may have at one server.
+
+    Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
+    arguments that differ between ranks. An exception in main ends the whole job.
+    """
+    with Session(comm) as session:
+        return session.run(
+            main,
+            servers=servers,
+            staleness=staleness,
+            optimizer=optimizer,
+            schedule=schedule,
+            segments=segments,
+            clip_norm=clip_norm,
+            chunk_bytes=chunk_bytes,
+            window=window,
+        )
+
+
+class Session:
+    """The ranks of one job before they have roles; use it as a context manager."""
+
+    def __init__(
+        self, comm: MPI.Intracomm | None = None, *, transport: Transport | None = None
+    ) -> None:
+        self.transport: Transport = MpiTransport(comm) if transport is None else transport
+        self._previous_hook = sys.excepthook
+        sys.excepthook = self._excepthook
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: object
+    ) -> None:
+        # After an error of all ranks there may be messages nobody will take: let MPI end with them.
+        if kind is None:
+            self.transport.close()
+            sys.excepthook = self._previous_hook
+
+    @property
+    def rank(self) -> int:
+        """This rank, 0 to size - 1."""
+        return self.transport.rank
+
+    @property
+    def size(self) -> int:
+        """How many ranks the job has."""
+        return self.transport.size
+
+    def agree(self, attempt: Callable[[], T]) -> T:
+        """Runs ``attempt`` on every rank; if it fails on any, all raise the first rank's error.
+
+        Collective. Only a ``PsgradError`` counts as a failure to agree on.
+        """
+        value: T | None = None
+        problem: PsgradError | None = None
+        try:
+            value = attempt()
+        except PsgradError as error:
+            problem = error
+        mine = b"" if problem is None else f"{type(problem).__name__}\n{problem}".encode()
+        texts = [blob.decode() for blob in self.transport.exchange(mine)]
+        failed = [rank for rank, text in enumerate(texts) if text]
+        if not failed:
+            return value  # type: ignore[return-value]  # attempt returned
+        _, _, text = texts[failed[0]].partition("\n")
+        if len(failed) < self.size:
+            text = f"rank {failed[0]}: {text}"
+        shared = ConfigError(text) if problem is None else type(problem)(text)
+        shared.everywhere = True
+        raise shared from problem
+
+    def compare(self, description: Mapping[str, Any]) -> None:
+        """Raises ``ConfigError`` on every rank, naming the first key that differs and its ranks.
+
+        Collective.
+        """
+        mine = {"psgrad_version": __version__, **{k: repr(v) for k, v in description.items()}}
+        blobs = self.transport.exchange(json.dumps(mine).encode())
+        everyone: list[dict[str, str]] = [json.loads(blob) for blob in blobs]
+        for key in dict.fromkeys(k for record in everyone for k in record):
+            values = [record.get(key, "nothing") for record in everyone]
+            if len(set(values)) > 1:
+                error = ConfigError(f"{key} differs between ranks: {_by_value(values)}")
+                error.everywhere = True
+                raise error
+
+    def first(self, text: str) -> str:
+        """Rank 0's ``text``, on every rank. Collective."""
+        return self.transport.exchange(text.encode() if self.rank == 0 else b"")[0].decode()
+
+    def run(
+        self,
+        main: Callable[[Worker], T],
+        *,
+        servers: int = 1,
+        staleness: int | None = 0,
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
+        segments: Sequence[SegmentOptions] = (),
+        clip_norm: float | None = None,
+        chunk_bytes: int = 0,
+        window: int = 8,
+        sink: Sink | None = None,
+    ) -> T | None:
+        """``psgrad.run`` within this session; ``sink`` takes a server's log lines."""
+        options: dict[str, Any] = {
+            "servers": servers,
+            "staleness": staleness,
+            "optimizer": SGD() if optimizer is None else optimizer,
+            "schedule": Constant() if schedule is None else schedule,
+            "segments": tuple(segments),
+            "clip_norm": clip_norm,
+            "chunk_bytes": chunk_bytes,
+            "window": window,
+        }
+        roles = self.agree(lambda: _validate(self.size, options))
+        self.compare(options)
+        run_id = int(self.first(str(uuid.uuid4().int >> 64)))
+        comm = self.transport.subgroup(list(roles.worker_ranks))
+        try:
+            if roles.is_server(self.rank):
+                rules = Rules(options["optimizer"], options["schedule"], staleness)
+                Server(self.transport, roles, rules, chunk_bytes, run_id, sink or Silent()).serve()
+                return None
+            settings = Settings(chunk_bytes, window, clip_norm, tuple(segments), run_id)
+            worker = Worker(self.transport, roles, settings, comm)
+            value = main(worker)
+            worker.finish()
+            return value
+        except BaseException as error:
+            self._end_job(error, roles)
+
+    def _end_job(self, error: BaseException, roles: Roles) -> NoReturn:
+        """Reports ``error`` and takes the other ranks along: they would wait for this one."""
+        status = error.exit_status if isinstance(error, PsgradError) else 1
+        everywhere = isinstance(error, PsgradError) and error.everywhere
+        first_worker = roles.rank_of(0)
+        if not everywhere or self.rank == first_worker:
+            where = f"rank {self.rank} ({roles.name(self.rank)}, {self.transport.host})"
+            if not isinstance(error, PsgradError):
+                traceback.print_exception(error)
+            text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+            if isinstance(error, PsgradError):
+                text = f"{type(error).__name__}: {error}"
+            _say(f"{where}: {text}")
+        else:
+            # The rank that reports it aborts at once; this is for the case that it cannot.
+            self.transport.sleep(2.0)
+        self.transport.abort(status)
+        raise SystemExit(status)
+
+    def _excepthook(
+        self, kind: type[BaseException], error: BaseException, tb: TracebackType | None
+    ) -> None:
+        """An uncaught error: one line where psgrad raised it alike on all ranks, else an abort."""
+        if isinstance(error, PsgradError) and error.everywhere:
+            if self.rank == 0:
+                _say(str(error))
+            sys.stderr.flush()
+            raise SystemExit(error.exit_status)
+        self._previous_hook(kind, error, tb)
+        if self.size > 1:
+            text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+            _say(f"rank {self.rank} ({self.transport.host}): {text}")
+            self.transport.abort(1)
+
+
+def _validate(size: int, options: Mapping[str, Any]) -> Roles:
+    staleness, clip_norm = options["staleness"], options["clip_norm"]
+    chunk_bytes, window = options["chunk_bytes"], options["window"]
+    if staleness is not None and (not isinstance(staleness, int) or staleness < 0):
+        raise ConfigError(
+            f"staleness must be an integer of at least 0 (0 is synchronous), or None for "
+            f"asynchronous, got {staleness!r}"
+        )
+    if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
+        raise ConfigError(f"clip_norm must be above 0, or None for no clipping, got {clip_norm}")
+    if not 0 <= chunk_bytes <= LARGEST_CHUNK_BYTES:
+        raise ConfigError(
+            f"chunk_bytes must be from 0 (the default grid) to {LARGEST_CHUNK_BYTES}, "
+            f"got {chunk_bytes}"
+        )
+    if window < 1:
+        raise ConfigError(f"window must be at least 1 chunk, got {window}")
+    roles = Roles(size, options["servers"])
+    for segment in options["segments"]:
+        if segment.members is not None and segment.members[-1] >= roles.workers:
+            raise ConfigError(
+                f"segment {segment.match!r} has member {segment.members[-1]}, but worker indices "
+                f"go from 0 to {roles.workers - 1}"
+            )
+    return roles
+
+
+def _by_value(values: Sequence[str]) -> str:
+    ranks: dict[str, list[int]] = {}
+    for rank, value in enumerate(values):
+        ranks.setdefault(value, []).append(rank)
+    return "; ".join(
+        f"{value} on rank{'s' if len(where) > 1 else ''} {', '.join(map(str, where))}"
+        for value, where in ranks.items()
+    )
+
+
+def _say(text: str) -> None:
+    """One whole line in one write, so that lines of several ranks do not mix."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{CAUSE}{text}\n")
+    sys.stderr.flush()

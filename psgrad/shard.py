@@ -1,0 +1,318 @@
+"""The server's state machine: messages in, messages out, no I/O.
+
+A shard holds the chunks that one server owns. For each chunk the journey of a push is::
+
+    park  ->  accept  ->  apply  ->  answer
+
+It is parked until the staleness rule of ``consistency`` lets it in, accepted by raising its
+worker's clock, applied at once (or, with bound 0, when its round closes), and then answered:
+acknowledged, or with parameters when a pull came with it and the rule lets that pull be answered.
+Every step happens at most once for each (worker, clock, chunk).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from psgrad.consistency import may_accept, may_answer, round_is_complete
+from psgrad.errors import ConfigError, ProtocolError
+from psgrad.layout import Chunk, Float32, Layout, SegmentOptions
+from psgrad.messages import NO_RATE, Header, Kind, Verdict
+from psgrad.optimizers import Optimizer
+from psgrad.schedules import Schedule
+from psgrad.update import Hyperparameters, Updater
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a shard treats pushes: the same on every server."""
+
+    optimizer: Optimizer
+    schedule: Schedule
+    bound: int | None  # staleness; 0 sync, None async
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer for one worker. ``params`` is the shard's own memory, not a copy.
+
+    ``stable`` says that no update can touch ``params`` before the worker has received them: in
+    sync mode the next round needs a push that the worker sends only afterwards. ``released`` is
+    the gradient memory of the push that is answered: the shard will not look at it again.
+    """
+
+    header: Header
+    params: Float32 | None = None
+    stable: bool = False
+    released: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class Push:
+    """A gradient chunk as it lies in a receive buffer; ``grad`` is None for an empty push."""
+
+    header: Header
+    grad: Float32 | None
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A request for parameters, with the push that it came with, if any."""
+
+    header: Header
+    push: Push | None = None
+
+
+@dataclass
+class Counters:
+    """What a shard has done so far; ``staleness_max`` is the largest seen in an answered pull."""
+
+    pushes: int = 0
+    skipped: int = 0
+    duplicates: int = 0
+    updates: int = 0
+    pulls: int = 0
+    staleness_max: int = 0
+
+
+@dataclass
+class ChunkState:
+    """All that is known of one chunk; the shard is its only writer."""
+
+    chunk: Chunk
+    options: SegmentOptions
+    params: Float32
+    slots: dict[str, Float32]
+    clocks: dict[int, int]  # of the live workers of the segment's group
+    rate: float  # base learning rate, before schedule and segment scale
+    ready: bool = False  # has worker 0's initial value
+    version: int = 0
+    position: float = 0.0  # of the learning-rate schedule
+    round: dict[int, Push] = field(default_factory=dict)  # sync: pushes of the open round
+    parked: dict[int, deque[Push]] = field(default_factory=dict)
+    pulls: list[Pull] = field(default_factory=list)  # not answered yet
+
+
+class Shard:
+    """The chunks of one server. ``handle`` is the only way in."""
+
+    def __init__(
+        self, layout: Layout, chunks: Sequence[Chunk], workers: Iterable[int], rules: Rules
+    ) -> None:
+        self.rules = rules
+        self.counters = Counters()
+        self._updater = Updater.of(rules.optimizer)
+        everyone = sorted(workers)
+        self.chunks = {
+            chunk.index: self._fresh(chunk, layout.segments[chunk.segment].options, everyone)
+            for chunk in chunks
+        }
+
+    def handle(self, header: Header, payload: Float32 | None = None) -> list[Reply]:
+        """Takes one message of a worker and returns every answer that is due because of it.
+
+        ``payload`` must stay untouched until the push that it belongs to is answered. Raises
+        ``ProtocolError`` for a message that a correct worker cannot have sent.
+        """
+        if header.kind is Kind.LEAVE:
+            return [r for state in self.chunks.values() for r in self._leave(state, header)]
+        state = self.chunks.get(header.chunk)
+        if state is None:
+            raise ProtocolError(f"chunk {header.chunk} is not on this server")
+        if header.kind is Kind.INIT:
+            return self._initialise(state, Push(header, payload))
+        if header.kind is Kind.PULL:
+            state.pulls.append(Pull(header))
+            return self._advance(state)
+        if header.kind in (Kind.PUSH, Kind.STEP):
+            return self._push(state, Push(header, payload))
+        raise ProtocolError(f"a shard does not handle {header.kind.name}")
+
+    def blocked(self) -> list[str]:
+        """Why each unanswered message has no answer yet, in words."""
+        return [
+            f"chunk {state.chunk.index}: worker {header.worker}: "
+            + may_answer(header.clock, state.clocks, self.rules.bound).reason
+            for state in self.chunks.values()
+            for header in [pull.header for pull in state.pulls]
+            + [push.header for queue in state.parked.values() for push in queue]
+        ]
+
+    def _fresh(self, chunk: Chunk, options: SegmentOptions, everyone: Sequence[int]) -> ChunkState:
+        optimizer = self.rules.optimizer
+        members = everyone if options.members is None else options.members
+        return ChunkState(
+            chunk=chunk,
+            options=options,
+            params=np.zeros(chunk.size, np.float32),
+            slots={} if options.buffer else optimizer.init(chunk.size),
+            clocks={worker: 0 for worker in everyone if worker in members},
+            rate=optimizer.learning_rate,
+        )
+
+    def _initialise(self, state: ChunkState, push: Push) -> list[Reply]:
+        if state.ready or push.grad is None:
+            raise ProtocolError(f"chunk {state.chunk.index} takes one initial value")
+        np.copyto(state.params, push.grad)
+        state.ready = True
+        acknowledged = self._answer(state, push.header, Kind.ACK, Verdict.APPLIED, push)
+        return [acknowledged, *self._advance(state)]
+
+    def _push(self, state: ChunkState, push: Push) -> list[Reply]:
+        worker, clock = push.header.worker, push.header.clock
+        if worker not in state.clocks:
+            raise ProtocolError(
+                f"worker {worker} pushes chunk {state.chunk.index} but is not a live member of it"
+            )
+        queue = state.parked.setdefault(worker, deque())
+        expected = state.clocks[worker] + len(queue) + 1
+        if clock < expected:
+            self.counters.duplicates += 1
+            return [self._answer(state, push.header, Kind.ACK, Verdict.DUPLICATE, push)]
+        if clock > expected:
+            raise ProtocolError(
+                f"worker {worker} pushes clock {clock} of chunk {state.chunk.index}, "
+                f"expected {expected}"
+            )
+        queue.append(push)
+        return self._advance(state)
+
+    def _leave(self, state: ChunkState, header: Header) -> list[Reply]:
+        if state.parked.get(header.worker):
+            raise ProtocolError(f"worker {header.worker} leaves before its pushes were answered")
+        state.clocks.pop(header.worker, None)
+        return self._advance(state)
+
+    def _advance(self, state: ChunkState) -> list[Reply]:
+        """Does all that the rule allows now; each thing done may allow the next."""
+        replies: list[Reply] = []
+        moved = True
+        while moved:
+            moved = False
+            if state.round and round_is_complete(_round_clock(state), state.clocks):
+                replies += self._close_round(state)
+                moved = True
+            for worker in sorted(state.parked):
+                queue = state.parked[worker]
+                if queue and self._accepts(state, queue[0]):
+                    replies += self._accept(state, queue.popleft())
+                    moved = True
+        return replies + self._answer_pulls(state)
+
+    def _accepts(self, state: ChunkState, push: Push) -> bool:
+        decision = may_accept(push.header.clock, state.clocks, self.rules.bound)
+        return state.ready and decision.allowed
+
+    def _accept(self, state: ChunkState, push: Push) -> list[Reply]:
+        worker, clock = push.header.worker, push.header.clock
+        state.clocks[worker] = clock
+        if self.rules.bound == 0:
+            state.round[worker] = push
+            return []
+        self._set_rate(state, [push])
+        self._apply(state, [push], position=state.position)
+        if push.grad is not None:
+            state.position += 1 / len(state.clocks)
+        return self._acknowledge(state, push)
+
+    def _close_round(self, state: ChunkState) -> list[Reply]:
+        pushes = [state.round[worker] for worker in sorted(state.round)]
+        position = _round_clock(state) - 1
+        state.round.clear()
+        self._set_rate(state, pushes)
+        state.position = position
+        self._apply(state, pushes, position=position)
+        return [reply for push in pushes for reply in self._acknowledge(state, push)]
+
+    def _set_rate(self, state: ChunkState, pushes: Sequence[Push]) -> None:
+        asked = {push.header.worker: push.header.rate for push in pushes}
+        asked = {worker: rate for worker, rate in asked.items() if rate != NO_RATE}
+        if len(set(asked.values())) > 1:
+            raise ConfigError(
+                f"workers set different learning rates at clock {pushes[0].header.clock}: "
+                + ", ".join(f"worker {worker} {rate:g}" for worker, rate in asked.items())
+                + "; in sync mode all must set the same"
+            )
+        for rate in asked.values():
+            state.rate = rate
+
+    def _apply(self, state: ChunkState, pushes: Sequence[Push], position: float) -> None:
+        """One update from the pushes that carry something, in worker order."""
+        self.counters.pushes += len(pushes)
+        grads = [(p.grad, p.header.weight) for p in pushes if p.grad is not None]
+        self.counters.skipped += len(pushes) - len(grads)
+        if not grads:
+            return
+        arrays, weights = [g for g, _ in grads], [w for _, w in grads]
+        if state.options.buffer:
+            share = 1.0 if self.rules.bound == 0 else 1 / len(state.clocks)
+            self._updater.average(state.params, arrays, weights, share)
+        else:
+            self._updater.step(
+                state.params, state.slots, arrays, weights, self._hyper(state, position)
+            )
+        state.version += 1
+        self.counters.updates += 1
+
+    def _hyper(self, state: ChunkState, position: float) -> Hyperparameters:
+        options = state.options
+        decay = options.weight_decay
+        return Hyperparameters(
+            step=state.version + 1,
+            rate=state.rate * self.rules.schedule.factor(position) * options.learning_rate_scale,
+            decay=self.rules.optimizer.weight_decay if decay is None else decay,
+        )
+
+    def _acknowledge(self, state: ChunkState, push: Push) -> list[Reply]:
+        if push.header.kind is Kind.STEP:
+            state.pulls.append(Pull(push.header, push))
+            return []
+        return [self._answer(state, push.header, Kind.ACK, _verdict(push), push)]
+
+    def _answer_pulls(self, state: ChunkState) -> list[Reply]:
+        replies: list[Reply] = []
+        waiting: list[Pull] = []
+        for pull in state.pulls:
+            header = pull.header
+            live = header.worker in state.clocks
+            decision = may_answer(header.clock, state.clocks, self.rules.bound)
+            if not state.ready or (live and not decision.allowed):
+                waiting.append(pull)
+                continue
+            if live:
+                staleness = header.clock - decision.slowest
+                self.counters.staleness_max = max(self.counters.staleness_max, staleness)
+            self.counters.pulls += 1
+            replies.append(self._answer(state, header, Kind.PARAMS, _verdict(pull.push), pull.push))
+        state.pulls = waiting
+        return replies
+
+    def _answer(
+        self, state: ChunkState, request: Header, kind: Kind, verdict: Verdict, push: Push | None
+    ) -> Reply:
+        params = state.params if kind is Kind.PARAMS else None
+        decision = may_answer(request.clock, state.clocks, self.rules.bound)
+        header = request._replace(
+            kind=kind,
+            verdict=verdict,
+            slowest=decision.slowest,
+            version=state.version,
+            rate=state.rate * self.rules.schedule.factor(state.position),
+            nbytes=0 if params is None else params.nbytes,
+        )
+        stable = self.rules.bound == 0 and request.worker in state.clocks
+        return Reply(header, params, stable, None if push is None else push.grad)
+
+
+def _verdict(push: Push | None) -> Verdict:
+    if push is None:
+        return Verdict.NONE
+    return Verdict.SKIPPED if push.grad is None else Verdict.APPLIED
+
+
+def _round_clock(state: ChunkState) -> int:
+    return next(iter(state.round.values())).header.clock

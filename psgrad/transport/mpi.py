@@ -1,0 +1,233 @@
+"""The MPI carrier: named persistent receives for headers, direct receives for payloads.
+
+For each peer a short ring of receives of ``HEADER_NBYTES + INLINE_NBYTES`` bytes is always posted.
+A payload of up to ``INLINE_NBYTES`` rides in the header's message; a larger one follows with its
+own tag and is received straight into the memory where it is used. MPI does not reorder messages
+of one sender and tag, so the k-th large payload belongs to the k-th header that announced one.
+
+Nothing here waits inside MPI: every wait drives progress by testing, and sleeps a little longer
+the longer nothing comes, because a blocking MPI call burns a whole core.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from psgrad.errors import ProtocolError
+from psgrad.messages import HEADER_NBYTES, Header
+from psgrad.transport import Buffer, Place, Sent
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+INLINE_NBYTES: Final = 4096
+RING: Final = 4  # posted header receives for each peer
+TAG_HEADER: Final = 1
+TAG_PAYLOAD: Final = 2
+
+SPIN_S: Final = 200e-6  # poll this long before the first sleep
+SLEEP_SHARE: Final = 0.1  # sleep this share of the time waited so far: it bounds the added latency
+LONGEST_SLEEP_S: Final = 1e-3
+
+
+def load_mpi() -> Any:
+    """mpi4py's MPI module; starts MPI where it is not running yet.
+
+    psgrad calls MPI from one thread, but a caller's libraries may have threads of their own.
+    """
+    import mpi4py
+
+    mpi4py.rc(thread_level="serialized")
+    from mpi4py import MPI
+
+    return MPI
+
+
+class _Sent:
+    """One message on its way: keeps the memory alive until MPI has read it."""
+
+    def __init__(self, requests: list[MPI.Request], memory: tuple[Any, ...]) -> None:
+        self._requests = requests
+        self._memory = memory
+
+    def done(self) -> bool:
+        while self._requests and self._requests[-1].Test():
+            self._requests.pop()
+        if not self._requests:
+            self._memory = ()
+        return not self._requests
+
+
+@dataclass
+class _Link:
+    """What is under way from one peer. ``head`` is the ring's oldest receive."""
+
+    peer: int
+    buffers: list[bytearray]
+    ring: list[MPI.Prequest]
+    head: int = 0
+    arriving: deque[tuple[Header, MPI.Request | None]] = field(default_factory=deque)
+
+
+class MpiTransport:
+    """One rank's end. Duplicates ``comm`` (default COMM_WORLD), never finalises MPI."""
+
+    def __init__(self, comm: MPI.Intracomm | None = None) -> None:
+        self._mpi = load_mpi()
+        self._comm = (comm if comm is not None else self._mpi.COMM_WORLD).Dup()
+        self._links: list[_Link] = []
+        self._sending: deque[_Sent] = deque()
+        self._ready: deque[tuple[int, Header]] = deque()
+        self._subgroups: list[MPI.Comm] = []
+
+    @property
+    def rank(self) -> int:
+        return int(self._comm.rank)
+
+    @property
+    def size(self) -> int:
+        return int(self._comm.size)
+
+    @property
+    def host(self) -> str:
+        return str(self._mpi.Get_processor_name())
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def exchange(self, blob: bytes) -> list[bytes]:
+        mpi = self._mpi
+        counts_buffer = memoryview(bytearray(8 * self.size)).cast("q")
+        mine = memoryview(bytearray(8)).cast("q")
+        mine[0] = len(blob)
+        self._comm.Allgather([mine, 1, mpi.INT64_T], [counts_buffer, 1, mpi.INT64_T])
+        counts = list(counts_buffer)
+        everything = bytearray(sum(counts))
+        self._comm.Allgatherv([blob, mpi.BYTE], [everything, counts, mpi.BYTE])
+        starts = [sum(counts[:i]) for i in range(self.size)]
+        return [
+            bytes(everything[start : start + n]) for start, n in zip(starts, counts, strict=True)
+        ]
+
+    def subgroup(self, ranks: Sequence[int]) -> Any:
+        member = self.rank in ranks
+        color = 0 if member else self._mpi.UNDEFINED
+        group = self._comm.Split(color, self.rank)
+        if not member:
+            return None
+        self._subgroups.append(group)
+        return group
+
+    def connect(self, peers: Sequence[int]) -> None:
+        for peer in peers:
+            buffers = [bytearray(HEADER_NBYTES + INLINE_NBYTES) for _ in range(RING)]
+            ring = [
+                self._comm.Recv_init([buffer, self._mpi.BYTE], peer, TAG_HEADER)
+                for buffer in buffers
+            ]
+            self._mpi.Prequest.Startall(ring)
+            self._links.append(_Link(peer, buffers, ring))
+
+    def send(self, peer: int, header: Header, payload: Buffer | None = None) -> Sent:
+        byte = self._mpi.BYTE
+        if header.nbytes == 0 or payload is None:
+            parts = [(header.encode(), TAG_HEADER)]
+        elif header.nbytes <= INLINE_NBYTES:
+            parts = [(header.encode() + memoryview(payload).cast("B"), TAG_HEADER)]
+        else:
+            parts = [(header.encode(), TAG_HEADER), (payload, TAG_PAYLOAD)]
+        requests = [self._comm.Isend([data, byte], peer, tag) for data, tag in parts]
+        sent = _Sent(requests, tuple(data for data, _ in parts))
+        if not sent.done():
+            self._sending.append(sent)
+        return sent
+
+    def receive(self, place: Place, timeout: float | None = None) -> tuple[int, Header] | None:
+        start = self.now()
+        while not self._ready:
+            self._take_headers(place)
+            self._take_payloads()
+            self._forget_sent()
+            if self._ready:
+                break
+            waited = self.now() - start
+            if timeout is not None and waited >= timeout:
+                return None
+            _pause(waited)
+        return self._ready.popleft()
+
+    def flush(self) -> None:
+        start = self.now()
+        self._forget_sent()
+        while self._sending:
+            _pause(self.now() - start)
+            self._forget_sent()
+
+    def close(self) -> None:
+        self.flush()
+        for request in (r for link in self._links for r in link.ring):
+            request.Cancel()
+            request.Wait()
+            request.Free()
+        self._links.clear()
+        for comm in [*self._subgroups, self._comm]:
+            comm.Free()
+
+    def abort(self, status: int) -> None:
+        self._mpi.COMM_WORLD.Abort(status)
+
+    def _take_headers(self, place: Place) -> None:
+        heads = [link.ring[link.head] for link in self._links]
+        for i in self._mpi.Request.Testsome(heads) or ():
+            link = self._links[i]
+            buffer = link.buffers[link.head]
+            header = Header.decode(buffer)
+            request = self._begin_payload(link, header, buffer, place)
+            link.ring[link.head].Start()
+            link.head = (link.head + 1) % RING
+            link.arriving.append((header, request))
+
+    def _begin_payload(
+        self, link: _Link, header: Header, buffer: bytearray, place: Place
+    ) -> MPI.Request | None:
+        if header.nbytes == 0:
+            return None
+        target = memoryview(place(link.peer, header)).cast("B")
+        if target.nbytes != header.nbytes:
+            raise ProtocolError(
+                f"rank {link.peer} announces {header.nbytes} bytes of {header.kind.name} "
+                f"where {target.nbytes} are expected"
+            )
+        if header.nbytes <= INLINE_NBYTES:
+            target[:] = memoryview(buffer)[HEADER_NBYTES : HEADER_NBYTES + header.nbytes]
+            return None
+        request: MPI.Request = self._comm.Irecv([target, self._mpi.BYTE], link.peer, TAG_PAYLOAD)
+        return request
+
+    def _take_payloads(self) -> None:
+        for link in self._links:
+            while link.arriving:
+                header, request = link.arriving[0]
+                if request is not None and not request.Test():
+                    break
+                link.arriving.popleft()
+                self._ready.append((link.peer, header))
+
+    def _forget_sent(self) -> None:
+        while self._sending and self._sending[0].done():
+            self._sending.popleft()
+
+
+def _pause(waited: float) -> None:
+    if waited < SPIN_S:
+        os.sched_yield()
+    else:
+        time.sleep(min(LONGEST_SLEEP_S, SLEEP_SHARE * waited))

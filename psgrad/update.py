@@ -1,0 +1,103 @@
+"""Accumulate and apply: the payloads of a chunk become its next parameters in one pass.
+
+The pass goes over blocks that stay in cache, so the memory traffic is one read of each payload and
+one read and write of the parameters and slots, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psgrad.layout import Float32
+from psgrad.optimizers import Optimizer
+
+BLOCK: Final = 32 << 10  # elements; four blocks of float32 fit an L2 cache of 1 MiB
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What one update of one chunk needs beside the arrays. ``step`` counts from 1."""
+
+    step: int
+    rate: float
+    decay: float
+
+
+@dataclass(frozen=True)
+class Updater:
+    """An optimizer with its scratch memory; one for each shard.
+
+    The order of the arithmetic is fixed: payloads in the order given, one element after the other
+    independent of blocks. Equal inputs give equal bits.
+    """
+
+    optimizer: Optimizer
+    mean: Float32
+    scratch: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> Updater:
+        """An updater with scratch for blocks of ``BLOCK`` elements."""
+        rows = max(1, optimizer.scratch_rows)
+        return cls(optimizer, np.zeros(BLOCK, np.float32), np.zeros((rows, BLOCK), np.float32))
+
+    def step(
+        self,
+        params: Float32,
+        slots: Mapping[str, Float32],
+        payloads: Sequence[Float32],
+        weights: Sequence[float],
+        hyper: Hyperparameters,
+    ) -> None:
+        """params[n] <- optimizer(params, sum(w_i g_i) / sum(w_i)), with g_i float32[n]."""
+        for start in range(0, params.size, BLOCK):
+            block = slice(start, min(start + BLOCK, params.size))
+            n = block.stop - block.start
+            grad = self._weighted_mean(payloads, weights, block)
+            self.optimizer.apply(
+                params[block],
+                grad,
+                {name: slot[block] for name, slot in slots.items()},
+                hyper.step,
+                hyper.rate,
+                hyper.decay,
+                self.scratch[:, :n],
+            )
+
+    def average(
+        self,
+        params: Float32,
+        payloads: Sequence[Float32],
+        weights: Sequence[float],
+        share: float,
+    ) -> None:
+        """params[n] <- params + share * (weighted mean - params): how buffers move."""
+        for start in range(0, params.size, BLOCK):
+            block = slice(start, min(start + BLOCK, params.size))
+            mean = self._weighted_mean(payloads, weights, block)
+            if share == 1.0:
+                params[block] = mean
+            else:
+                mean -= params[block]
+                mean *= np.float32(share)
+                params[block] += mean
+
+    def _weighted_mean(
+        self, payloads: Sequence[Float32], weights: Sequence[float], block: slice
+    ) -> Float32:
+        n = block.stop - block.start
+        mean, product = self.mean[:n], self.scratch[0, :n]
+        total = sum(weights)
+        for i, (payload, weight) in enumerate(zip(payloads, weights, strict=True)):
+            share = np.float32(weight / total)
+            if i == 0:
+                np.multiply(payload[block], share, out=mean)
+            else:
+                np.multiply(payload[block], share, out=product)
+                mean += product
+        return mean

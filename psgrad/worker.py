@@ -1,0 +1,416 @@
+"""The worker's program: the journey of a gradient, from top to bottom.
+
+::
+
+    register   worker 0's initial values go out, everyone's parameters come in
+    step       check -> (clip) -> push every chunk, the last layers first -> pull what is due
+    leave      no more pushes: nobody waits for this worker any longer
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from psgrad.errors import ConfigError, LayoutError, NonFiniteError, ProtocolError, unknown_name
+from psgrad.guard import check
+from psgrad.layout import Chunk, Float32, Layout, SegmentOptions, assign
+from psgrad.messages import (
+    CONTROL_LIMIT,
+    NO_RATE,
+    Header,
+    Kind,
+    Verdict,
+    decode_json,
+    encode_json,
+)
+from psgrad.roles import Roles
+from psgrad.transport import Buffer, Transport
+
+NON_FINITE_LIMIT: Final = 10  # steps in a row
+
+
+class Arrays(MutableMapping[str, Float32]):
+    """Named views into one flat vector.
+
+    ``arrays[name]`` is the view itself; ``arrays[name] = value`` copies into it, so the memory
+    stays the transport's. ``arrays(names)`` is the same for a subset.
+    """
+
+    def __init__(self, views: Mapping[str, Float32]) -> None:
+        self._views = dict(views)
+
+    def __call__(self, names: Iterable[str]) -> Arrays:
+        return Arrays({name: self[name] for name in names})
+
+    def __getitem__(self, name: str) -> Float32:
+        try:
+            return self._views[name]
+        except KeyError:
+            raise LayoutError(unknown_name("parameter", name, self._views)) from None
+
+    def __setitem__(self, name: str, value: ArrayLike) -> None:
+        view = self[name]
+        if np.shape(value) != view.shape:
+            raise LayoutError(f"{name!r} has shape {view.shape}, got {np.shape(value)}")
+        np.copyto(view, value, casting="same_kind")
+
+    def __delitem__(self, name: str) -> None:
+        raise LayoutError(f"parameter {name!r} cannot be removed: the layout is fixed")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._views
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __repr__(self) -> str:
+        return f"Arrays({', '.join(f'{n}{list(v.shape)}' for n, v in self._views.items())})"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker must know of the run. ``window`` is the pushes it may have unanswered at one
+    server; ``segments`` and ``chunk_bytes`` make the layout, ``clip_norm`` is the global norm."""
+
+    chunk_bytes: int = 0
+    window: int = 8
+    clip_norm: float | None = None
+    segments: tuple[SegmentOptions, ...] = ()
+    run: int = 0
+
+
+@dataclass
+class _Registered:
+    """What exists once the parameters are known."""
+
+    layout: Layout
+    owner: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+    trained: tuple[Chunk, ...]  # what this worker pushes, in the order in which it does
+    flat_params: Float32
+    flat_grads: Float32
+    params: Arrays
+    grads: Arrays
+
+
+class Worker:
+    """One worker rank, handed to ``main`` by ``psgrad.run``."""
+
+    def __init__(
+        self, transport: Transport, roles: Roles, settings: Settings, comm: Any = None
+    ) -> None:
+        self.rank = roles.worker_of(transport.rank)
+        """This worker's index, 0 to size - 1; not the MPI rank."""
+        self.size = roles.workers
+        """How many workers there are."""
+        self.comm = comm
+        """A communicator of the workers only."""
+        self.clock = 0
+        """How many steps this worker has pushed."""
+        self.learning_rate = math.nan
+        """The effective rate in the last answer (before segment scales); NaN before one."""
+        self.staleness = 0
+        """How many steps this worker was ahead of the slowest, in its last pull."""
+        self.skipped = 0
+        """How many steps of this worker were not finite and were not applied."""
+        self.updates = 0
+        """How many updates the chunk of the last answer has had."""
+        self._transport = transport
+        self._roles = roles
+        self._settings = settings
+        self._state: _Registered | None = None
+        self._in_flight = dict.fromkeys(roles.server_ranks, 0)  # unanswered, by server
+        self._placed: dict[int, deque[bytearray]] = {rank: deque() for rank in roles.server_ranks}
+        self._controls: deque[tuple[Header, bytes]] = deque()
+        self._next_rate = NO_RATE
+        self._sequence = 0
+        self._non_finite_in_a_row = 0
+        self._left = False
+        transport.connect(list(roles.server_ranks))
+
+    @property
+    def params(self) -> Arrays:
+        """The parameters: named views into the memory that pulls are received into."""
+        return self._registered.params
+
+    @property
+    def grads(self) -> Arrays:
+        """The gradients: named views into the memory that ``step()`` sends without a copy."""
+        return self._registered.grads
+
+    @property
+    def layout(self) -> Layout:
+        """How the parameters lie in the flat vector."""
+        return self._registered.layout
+
+    def now(self) -> float:
+        """Seconds since an arbitrary moment, on the transport's clock."""
+        return self._transport.now()
+
+    def sleep(self, seconds: float) -> None:
+        """Lets ``seconds`` pass on the transport's clock."""
+        self._transport.sleep(seconds)
+
+    def register(self, arrays: Mapping[str, Any]) -> Arrays:
+        """Announces the parameters and returns them as views that every pull refreshes in place.
+
+        Every worker calls it once, with the same names, shapes and order; float32 only. Worker 0's
+        values win. Raises ``LayoutError`` on all workers, naming the one that differs.
+        """
+        if self._state is not None:
+            raise LayoutError("register() takes all parameters in one call, it was called twice")
+        layout = Layout.of(arrays, self._settings.segments)
+        for server in self._roles.server_ranks:
+            self._send(server, Header(Kind.REGISTER), layout.to_json().encode())
+        for _ in self._roles.server_ranks:
+            header, payload = self._await_control(Kind.REGISTERED)
+            if header.verdict is Verdict.REFUSED:
+                error = LayoutError(decode_json(payload)["error"])
+                error.everywhere = True
+                raise error
+        self._state = self._lay_out(layout)
+        if self.rank == 0:
+            for name, view in self._state.params.items():
+                np.copyto(view, np.asarray(arrays[name]))
+            for chunk in self._state.chunks:
+                self._send_chunk(Kind.INIT, chunk, self._state.flat_params)
+            self._await_answers()
+        self.pull()
+        return self._state.params
+
+    def step(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
+        """Pushes a gradient and pulls what it makes due: ``push`` and ``pull`` in one message.
+
+        ``grads`` is the gradient of the mean loss over ``weight`` samples, copied into ``grads``;
+        None sends ``self.grads`` as it is. When it returns, the parameters are fresh: in sync mode
+        they hold every worker's gradient of this clock, otherwise they rest on all pushes up to
+        ``clock - staleness``.
+
+        A gradient with NaN or infinity is not applied, not even a part of it: the step counts in
+        ``skipped`` and moves the clock. Raises ``NonFiniteError`` after 10 of them in a row.
+        """
+        self._push(Kind.STEP, grads, weight)
+        self._await_answers()
+
+    def push(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
+        """Pushes a gradient like ``step`` but returns as soon as ``grads`` may be written again."""
+        self._push(Kind.PUSH, grads, weight)
+        self._transport.flush()
+
+    def pull(self, names: Iterable[str] | None = None) -> None:
+        """Fetches parameters at this worker's clock: those of ``names``, or all of them.
+
+        Chunks are fetched whole, so neighbours of a named tensor may become fresh too.
+        """
+        state = self._registered
+        wanted = None if names is None else set(state.params(names))
+        for chunk in state.chunks:
+            if wanted is None or _touches(chunk, state.layout, wanted):
+                self._send_chunk(Kind.PULL, chunk)
+        self._await_answers()
+
+    def set_lr(self, rate: float) -> None:
+        """Sets the base learning rate from this worker's next push on, for all workers.
+
+        It takes effect at that clock on every chunk of every server; the schedule multiplies it.
+        In sync mode, two workers that set different rates at one clock are an error.
+        """
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ConfigError(f"learning rate must be finite and at least 0, got {rate}")
+        self._next_rate = float(rate)
+
+    def leave(self) -> None:
+        """Ends this worker's pushes: rounds close and bounds hold without it. Pulls still work."""
+        if self._left or self._state is None:
+            return
+        self._await_answers()
+        for server in self._roles.server_ranks:
+            self._send(server, Header(Kind.LEAVE, clock=self.clock))
+        for _ in self._roles.server_ranks:
+            self._await_control(Kind.LEFT)
+        self._left = True
+
+    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+        """The weighted mean of each value over all workers whose main is still running.
+
+        A rendezvous: every such worker must call it, in the same order as other rendezvous, with
+        the same names. Computed in float64 in worker order.
+        """
+        self._sequence += 1
+        part = {"values": {k: float(v) for k, v in values.items()}, "weight": float(weight)}
+        self._send(0, Header(Kind.MEET, sequence=self._sequence), encode_json(part))
+        _, payload = self._await_control(Kind.MET)
+        result = decode_json(payload)
+        if "error" in result:
+            error = ConfigError(result["error"])
+            error.everywhere = True
+            raise error
+        mean: dict[str, float] = result["mean"]
+        return mean
+
+    def barrier(self) -> None:
+        """Waits until all workers whose main is still running have come here."""
+        self.mean({})
+
+    def server_stats(self) -> list[dict[str, Any]]:
+        """The counters of each server: updates, pushes, staleness_max, bytes, balance, ..."""
+        for server in self._roles.server_ranks:
+            self._send(server, Header(Kind.STATS))
+        answers = [self._await_control(Kind.STATS_ARE) for _ in self._roles.server_ranks]
+        return [decode_json(payload) for _, payload in answers]
+
+    def finish(self) -> None:
+        """Leaves and tells every server that this worker's main has returned."""
+        self.leave()
+        for server in self._roles.server_ranks:
+            self._send(server, Header(Kind.FINISH))
+
+    @property
+    def _registered(self) -> _Registered:
+        if self._state is None:
+            raise LayoutError("call worker.register(arrays) first: there are no parameters yet")
+        return self._state
+
+    def _lay_out(self, layout: Layout) -> _Registered:
+        chunks = layout.chunks(self._settings.chunk_bytes)
+        members = {s.index: s.options.members for s in layout.segments}
+        trained = tuple(
+            chunk
+            for chunk in reversed(chunks)
+            if (group := members[chunk.segment]) is None or self.rank in group
+        )
+        params, grads = (np.zeros(layout.size, np.float32) for _ in range(2))
+        return _Registered(
+            layout,
+            assign(chunks, self._roles.servers),
+            chunks,
+            trained,
+            params,
+            grads,
+            Arrays(layout.views(params)),
+            Arrays(layout.views(grads)),
+        )
+
+    def _push(self, kind: Kind, grads: Mapping[str, ArrayLike] | None, weight: float) -> None:
+        state = self._registered
+        if self._left:
+            raise ProtocolError(f"worker {self.rank} has left and cannot push")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"weight must be finite and at least 0, got {weight}")
+        if grads is not None:
+            self._copy_in(grads)
+        if weight > 0 and not self._settle(state):
+            weight = 0.0
+        self.clock += 1
+        for chunk in state.trained:
+            self._send_chunk(kind, chunk, state.flat_grads if weight > 0 else None, weight)
+        self._next_rate = NO_RATE
+
+    def _copy_in(self, grads: Mapping[str, ArrayLike]) -> None:
+        mine = self.grads
+        for name in mine:
+            if name not in grads:
+                raise LayoutError(
+                    f"step() needs a gradient for each parameter, {name!r} is missing"
+                )
+        for name, value in grads.items():
+            mine[name] = np.asarray(value)
+
+    def _settle(self, state: _Registered) -> bool:
+        """Decides on the whole step before its first chunk leaves: may it be applied?"""
+        trained = {chunk.segment for chunk in state.trained}
+        segments = [s for s in state.layout.segments if s.index in trained]
+        verdict = check(state.flat_grads, state.layout, segments, self._settings.clip_norm)
+        if verdict.finite:
+            self._non_finite_in_a_row = 0
+            if verdict.scale != 1.0:
+                for segment in segments:
+                    if not segment.options.buffer:
+                        state.flat_grads[segment.start : segment.stop] *= np.float32(verdict.scale)
+            return True
+        self.skipped += 1
+        self._non_finite_in_a_row += 1
+        if self._non_finite_in_a_row >= NON_FINITE_LIMIT:
+            raise NonFiniteError(
+                f"the gradient of {verdict.culprit!r} was NaN or infinite for "
+                f"{NON_FINITE_LIMIT} steps in a row; lower the learning rate or clip gradients"
+            )
+        return False
+
+    def _send_chunk(
+        self, kind: Kind, chunk: Chunk, flat: Float32 | None = None, weight: float = 0.0
+    ) -> None:
+        state = self._registered
+        server = state.owner[chunk.index]
+        while self._in_flight[server] >= self._settings.window:
+            self._absorb()
+        self._in_flight[server] += 1
+        header = Header(
+            kind,
+            layout=state.layout.digest,
+            segment=chunk.segment,
+            chunk=chunk.index,
+            clock=self.clock,
+            weight=weight,
+            rate=self._next_rate,
+        )
+        self._send(server, header, None if flat is None else flat[chunk.start : chunk.stop])
+
+    def _send(self, server: int, header: Header, payload: Buffer | None = None) -> None:
+        nbytes = 0 if payload is None else memoryview(payload).nbytes
+        whole = header._replace(run=self._settings.run, worker=self.rank, nbytes=nbytes)
+        self._transport.send(server, whole, payload)
+
+    def _await_answers(self) -> None:
+        while any(self._in_flight.values()):
+            self._absorb()
+
+    def _await_control(self, kind: Kind) -> tuple[Header, bytes]:
+        while not self._controls:
+            self._absorb()
+        header, payload = self._controls.popleft()
+        if header.kind is not kind:
+            raise ProtocolError(f"expected {kind.name}, got {header.kind.name}")
+        return header, payload
+
+    def _place(self, server: int, header: Header) -> Buffer:
+        if header.kind is Kind.PARAMS:
+            chunk = self._registered.chunks[header.chunk]
+            return self._registered.flat_params[chunk.start : chunk.stop]
+        if header.nbytes > CONTROL_LIMIT:
+            raise ProtocolError(f"server {server} announces a control message of {header.nbytes}")
+        memory = bytearray(header.nbytes)
+        self._placed[server].append(memory)
+        return memory
+
+    def _absorb(self) -> None:
+        """Takes one message: an answer frees its place in the window, the rest is kept."""
+        message = self._transport.receive(self._place)
+        assert message is not None, "receive without a timeout returns a message"
+        server, header = message
+        if header.kind in (Kind.ACK, Kind.PARAMS):
+            self._in_flight[server] -= 1
+            self.learning_rate = header.rate
+            self.updates = header.version
+            if header.kind is Kind.PARAMS:
+                self.staleness = max(0, header.clock - header.slowest)
+        else:
+            payload = bytes(self._placed[server].popleft()) if header.nbytes else b""
+            self._controls.append((header, payload))
+
+
+def _touches(chunk: Chunk, layout: Layout, names: Sequence[str] | set[str]) -> bool:
+    return any(
+        tensor.name in names and tensor.start < chunk.stop and tensor.stop > chunk.start
+        for tensor in layout.tensors
+    )
