@@ -28,7 +28,9 @@ class PsgradError(Exception):
     """The root of the tree. ``exit_status`` is what a program ends with when it is not caught."""
 
     exit_status: ClassVar[int] = 1
-    everywhere: bool = False  # raised alike on all ranks (or all workers): one of them reports it
+    # None: raised on this rank alone. Otherwise all ranks (or all workers) raise it alike, and the
+    # one where this is True reports it.
+    spokesman: bool | None = None
 
 
 class ConfigError(PsgradError, ValueError):

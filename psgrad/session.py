@@ -136,7 +136,7 @@ class Session:
         if len(failed) < self.size:
             text = f"rank {failed[0]}: {text}"
         shared = ConfigError(text) if problem is None else type(problem)(text)
-        shared.everywhere = True
+        shared.spokesman = self.rank == 0
         raise shared from problem
 
     def compare(self, description: Mapping[str, Any]) -> None:
@@ -151,7 +151,7 @@ class Session:
             values = [record.get(key, "nothing") for record in everyone]
             if len(set(values)) > 1:
                 error = ConfigError(f"{key} differs between ranks: {_by_value(values)}")
-                error.everywhere = True
+                error.spokesman = self.rank == 0
                 raise error
 
     def first(self, text: str) -> str:
@@ -203,16 +203,14 @@ class Session:
     def _end_job(self, error: BaseException, roles: Roles) -> NoReturn:
         """Reports ``error`` and takes the other ranks along: they would wait for this one."""
         status = error.exit_status if isinstance(error, PsgradError) else 1
-        everywhere = isinstance(error, PsgradError) and error.everywhere
-        first_worker = roles.rank_of(0)
-        if not everywhere or self.rank == first_worker:
+        if not isinstance(error, PsgradError) or error.spokesman is not False:
             where = f"rank {self.rank} ({roles.name(self.rank)}, {self.transport.host})"
             if not isinstance(error, PsgradError):
                 traceback.print_exception(error)
             text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
             if isinstance(error, PsgradError):
                 text = f"{type(error).__name__}: {error}"
-            _say(f"{where}: {text}")
+            say(f"{where}: {text}")
         else:
             # The rank that reports it aborts at once; this is for the case that it cannot.
             self.transport.sleep(2.0)
@@ -223,15 +221,15 @@ class Session:
         self, kind: type[BaseException], error: BaseException, tb: TracebackType | None
     ) -> None:
         """An uncaught error: one line where psgrad raised it alike on all ranks, else an abort."""
-        if isinstance(error, PsgradError) and error.everywhere:
-            if self.rank == 0:
-                _say(str(error))
+        if isinstance(error, PsgradError) and error.spokesman is not None:
+            if error.spokesman:
+                say(str(error))
             sys.stderr.flush()
             raise SystemExit(error.exit_status)
         self._previous_hook(kind, error, tb)
         if self.size > 1:
             text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-            _say(f"rank {self.rank} ({self.transport.host}): {text}")
+            say(f"rank {self.rank} ({self.transport.host}): {text}")
             self.transport.abort(1)
 
 
@@ -272,8 +270,8 @@ def _by_value(values: Sequence[str]) -> str:
     )
 
 
-def _say(text: str) -> None:
-    """One whole line in one write, so that lines of several ranks do not mix."""
+def say(text: str) -> None:
+    """The line that says why a rank ends, whole in one write: lines of several ranks do not mix."""
     sys.stdout.flush()
     sys.stderr.write(f"{CAUSE}{text}\n")
     sys.stderr.flush()

@@ -23,6 +23,7 @@ from psgrad.guard import check
 from psgrad.layout import Chunk, Float32, Layout, SegmentOptions, assign
 from psgrad.messages import (
     CONTROL_LIMIT,
+    HEADER_NBYTES,
     NO_RATE,
     Header,
     Kind,
@@ -125,6 +126,8 @@ class Worker:
         """How many steps of this worker were not finite and were not applied."""
         self.updates = 0
         """How many updates the chunk of the last answer has had."""
+        self.wire_nbytes = 0
+        """Bytes sent and received by this worker, headers included."""
         self._transport = transport
         self._roles = roles
         self._settings = settings
@@ -176,7 +179,7 @@ class Worker:
             header, payload = self._await_control(Kind.REGISTERED)
             if header.verdict is Verdict.REFUSED:
                 error = LayoutError(decode_json(payload)["error"])
-                error.everywhere = True
+                error.spokesman = self.rank == 0
                 raise error
         self._state = self._lay_out(layout)
         if self.rank == 0:
@@ -253,7 +256,7 @@ class Worker:
         result = decode_json(payload)
         if "error" in result:
             error = ConfigError(result["error"])
-            error.everywhere = True
+            error.spokesman = self.rank == 0
             raise error
         mean: dict[str, float] = result["mean"]
         return mean
@@ -369,6 +372,7 @@ class Worker:
     def _send(self, server: int, header: Header, payload: Buffer | None = None) -> None:
         nbytes = 0 if payload is None else memoryview(payload).nbytes
         whole = header._replace(run=self._settings.run, worker=self.rank, nbytes=nbytes)
+        self.wire_nbytes += HEADER_NBYTES + nbytes
         self._transport.send(server, whole, payload)
 
     def _await_answers(self) -> None:
@@ -398,6 +402,7 @@ class Worker:
         message = self._transport.receive(self._place)
         assert message is not None, "receive without a timeout returns a message"
         server, header = message
+        self.wire_nbytes += HEADER_NBYTES + header.nbytes
         if header.kind in (Kind.ACK, Kind.PARAMS):
             self._in_flight[server] -= 1
             self.learning_rate = header.rate

@@ -1,0 +1,6 @@
+"""``python -m psgrad``."""
+
+from psgrad.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

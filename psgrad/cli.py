@@ -1,0 +1,204 @@
+"""The command line: arguments -> configuration -> train or run.
+
+Nothing heavy is imported before it is needed: ``psgrad --help`` starts neither NumPy nor MPI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from psgrad.errors import CAUSE, ConfigError, LaunchError, PsgradError
+from psgrad.version import __version__
+
+if TYPE_CHECKING:
+    from psgrad.config import Config
+
+USAGE_STATUS: Final = 2
+
+DESCRIPTION: Final = """\
+A parameter server for training over MPI.
+
+  psgrad run --np 4 -- --model mlp --dataset digits --mode ssp    train here, on 4 ranks
+  psgrad run --np 4 -- python my.py                               your own script, on 4 ranks
+  mpirun -n 4 psgrad train config.toml                            what each rank runs on a cluster
+"""
+
+# Option -> (key of the configuration, help). The value is TOML, or else a string.
+OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
+    "--model": ("model.name", "mlp or softmax"),
+    "--dataset": ("dataset.name", "digits, or a .npz, .csv, .libsvm, .txt or IDX file"),
+    "--mode": ("mode", "sync, ssp (bounded staleness; the default) or async"),
+    "--staleness": ("staleness", "bound of ssp: steps a worker may be ahead of the slowest (3)"),
+    "--servers": ("servers", "server ranks (1)"),
+    "--optimizer": (
+        "optimizer.name",
+        "sgd, momentum, nesterov, adam, adamw, adagrad, rmsprop or ftrl",
+    ),
+    "--learning-rate": ("optimizer.learning_rate", "base learning rate"),
+    "--schedule": ("schedule.name", "constant, warmup, step or cosine"),
+    "--batch-size": ("batch_size", "samples in a (micro-)batch of one worker (32)"),
+    "--accumulate": ("accumulate", "micro-batches in one step (1)"),
+    "--clip-norm": ("clip_norm", "clip each worker's gradient to this L2 norm"),
+    "--epochs": ("epochs", "passes over the training data (20)"),
+    "--partition": ("dataset.partition", "samples to workers: iid, by-label or contiguous"),
+    "--seed": ("seed", "of parameters, data split and batches (1)"),
+    "--device": ("device", "auto, cpu or gpu"),
+    "--chunk-bytes": ("chunk_bytes", "bytes of a chunk (0: the default grid)"),
+    "--run-dir": ("run_dir", "run folder (runs/DATE-MODEL-DATASET-MODE)"),
+    "--progress": ("progress", "auto, line, plain or off"),
+}
+STRINGS: Final = frozenset({"--model", "--dataset", "--run-dir"})  # a file may be called 7
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors that read like psgrad's own: one line, status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``psgrad``; returns the exit status."""
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except PsgradError as error:
+        if error.spokesman is not False:
+            sys.stdout.flush()
+            sys.stderr.write(f"{CAUSE}{error}\n")
+        return error.exit_status
+
+
+def _main(argv: list[str]) -> int:
+    at = argv.index("--") if "--" in argv else len(argv)
+    if argv[:1] == ["run"]:
+        return _run(_run_parser().parse_args(argv[1:at]), argv[at + 1 :])
+    parser = Parser(
+        prog="psgrad",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"psgrad {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands.add_parser("train", help="train; every rank of an MPI job runs this", add_help=False)
+    commands.add_parser("run", help="start an MPI job on this machine", add_help=False)
+    arguments, rest = parser.parse_known_args(argv[:1])
+    if arguments.command is None:
+        parser.print_help()
+        return USAGE_STATUS if argv else 0
+    return _train([*rest, *argv[1:]])
+
+
+def _train(argv: Sequence[str]) -> int:
+    arguments = _train_parser().parse_args(argv)
+    from psgrad.train import train
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    train(lambda: _configure(arguments, os.environ), stamp)
+    return 0
+
+
+def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from psgrad.jobs import run
+    from psgrad.launch import Launch, describe, prepare
+
+    command = _rank_command(rest, arguments.np)
+    system = os.environ.get("PSGRAD_MPI") == "system"
+    launch = Launch(arguments.np, tuple(command), arguments.mpiexec, system)
+    plan = prepare(launch, os.environ, terminal=sys.stderr.isatty())
+    if arguments.dry_run:
+        print(describe(plan))
+        return 0
+    return run(plan, os.environ)
+
+
+def _rank_command(rest: Sequence[str], ranks: int) -> list[str]:
+    """What each rank runs: ``psgrad train`` with ``rest``, or the program that ``rest`` names."""
+    first = rest[0] if rest else "train"
+    if first.endswith(".py"):
+        return ["python", *rest]
+    if first != "train" and not first.startswith("-") and not first.endswith(".toml"):
+        return list(rest)
+    arguments = list(rest[1:] if first == "train" else rest)
+    parsed = _train_parser().parse_args(arguments)
+    from psgrad.roles import Roles
+
+    # Every rank would find the same mistake; here it costs no MPI job.
+    config = _configure(parsed, os.environ)
+    Roles(ranks, config.servers)
+    return ["python", "-m", "psgrad", "train", *arguments]
+
+
+def _configure(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
+    from pathlib import Path
+
+    from psgrad import config
+    from psgrad.train import configure
+
+    sources = [config.from_toml(Path(arguments.config))] if arguments.config else []
+    sources.append(config.from_environment(environ))
+    given: dict[str, Any] = {}
+    for option, (key, _) in OPTIONS.items():
+        text = getattr(arguments, _attribute(option))
+        if text is not None:
+            given[key] = text if option in STRINGS else config.parse_value(text)
+    if arguments.json:
+        given["json"] = True
+    if arguments.inject:
+        given["inject"] = arguments.inject
+    sources.append(config.Source("the command line", given))
+    sources.append(config.from_settings(arguments.set))
+    return configure(sources)
+
+
+def _train_parser() -> Parser:
+    parser = Parser(
+        prog="psgrad train",
+        description="Train as one rank of an MPI job. Later sources win: defaults, CONFIG.toml, "
+        "PSGRAD_* variables, options, --set.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="configuration file")
+    for option, (_, text) in OPTIONS.items():
+        metavar = option.lstrip("-").upper().replace("-", "_")
+        parser.add_argument(option, metavar=metavar, help=text)
+    parser.add_argument("--json", action="store_true", help="summary as JSON on the last line")
+    parser.add_argument(
+        "--inject", action="append", metavar="FAULT", help="plant a fault: slow:rank=3,factor=5"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key, as in TOML: --set 'model.hidden=[512,512]'",
+    )
+    return parser
+
+
+def _run_parser() -> Parser:
+    parser = Parser(
+        prog="psgrad run",
+        usage="psgrad run [--np N] [--dry-run] [--mpiexec PATH] [-- COMMAND]",
+        description="Start an MPI job on this machine. COMMAND is a psgrad train command line "
+        "(--model mlp ...; nothing: the default run) or a program (python my.py).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--np", "-n", type=_ranks, default=4, metavar="N", help="ranks (4)")
+    parser.add_argument("--dry-run", action="store_true", help="print the command, start nothing")
+    parser.add_argument("--mpiexec", metavar="PATH", help="the mpiexec to use")
+    return parser
+
+
+def _ranks(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise LaunchError(f"--np must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _attribute(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")

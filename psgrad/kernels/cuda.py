@@ -1,0 +1,117 @@
+"""The kernels on a GPU, by CuPy and the CUDA source beside this file.
+
+What each function guarantees stands in `psgrad.kernels.Kernels`; importing this module needs CuPy.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from importlib import resources
+from typing import Any, Final
+
+import cupy
+import numpy as np
+from numpy.typing import NDArray
+
+from psgrad.errors import ConfigError, unknown_name
+from psgrad.kernels import ACTIVATIONS, Array
+
+xp = cupy
+device = "gpu"
+
+SUFFIX: Final = {"f": "f32", "d": "f64"}
+WARP: Final = 32
+WARPS: Final = 8
+"""Warps in a block: 256 threads, as a row of WARP columns by WARPS rows, or in a line."""
+MAX_BLOCKS: Final = 2048
+"""Enough blocks to fill any GPU several times over; the kernels stride over the rest."""
+
+
+def unavailable() -> str:
+    """Why no GPU can be used, in a few words; empty when one can."""
+    try:
+        return "" if cupy.cuda.runtime.getDeviceCount() > 0 else "CuPy counts 0 devices"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return str(error)
+
+
+def asarray(host: NDArray[Any]) -> Array:
+    return cupy.asarray(host)
+
+
+def copy_to_device(source: NDArray[Any], out: Array) -> None:
+    out.set(source)
+
+
+def copy_to_host(source: Array, out: NDArray[Any]) -> None:
+    source.get(out=out)
+
+
+def synchronize() -> None:
+    cupy.cuda.get_current_stream().synchronize()
+
+
+def bias_activation(z: Array, bias: Array, kind: str) -> Array:
+    if kind not in (*ACTIVATIONS, "identity"):
+        raise ConfigError(unknown_name("activation", kind, ACTIVATIONS))
+    h = cupy.empty_like(z) if kind == "gelu" else z
+    if z.size:
+        rows, cols = z.shape
+        grid = (math.ceil(cols / WARP), min(math.ceil(rows / WARPS), MAX_BLOCKS))
+        _launch(f"bias_{kind}", grid, (WARP, WARPS), z, bias, h, np.int64(rows), np.int64(cols))
+    return h
+
+
+def activation_backward(grad: Array, z: Array, h: Array, kind: str) -> None:
+    if kind not in (*ACTIVATIONS, "identity"):
+        raise ConfigError(unknown_name("activation", kind, ACTIVATIONS))
+    if grad.size and kind != "identity":
+        grid = (min(math.ceil(grad.size / (WARP * WARPS)), MAX_BLOCKS),)
+        _launch(f"{kind}_backward", grid, (WARP * WARPS,), grad, z, h, np.int64(grad.size))
+
+
+def softmax_cross_entropy(logits: Array, labels: Array, scale: float) -> Array:
+    rows, classes = logits.shape
+    stats = cupy.empty((2, rows), dtype=np.float64)
+    if rows:
+        _launch(
+            "softmax_cross_entropy",
+            (math.ceil(rows / WARPS),),
+            (WARP, WARPS),
+            logits,
+            cupy.ascontiguousarray(labels, dtype=np.int64),
+            stats,
+            np.int64(rows),
+            np.int64(classes),
+            logits.dtype.type(scale),
+        )
+    return stats.sum(axis=1)
+
+
+def _launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:
+    """Queue kernel ``name`` of the first argument's dtype; the kernels get bare pointers."""
+    first = arguments[0]
+    for argument in arguments:
+        if isinstance(argument, cupy.ndarray):
+            assert argument.flags.c_contiguous, f"{name} needs contiguous arrays"
+    _function(f"{name}_{SUFFIX[first.dtype.char]}")(grid, block, arguments)
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    """A kernel of nn.cu by its name; the first call compiles the file."""
+    try:
+        return _module().get_function(name)
+    except (RuntimeError, cupy.cuda.compiler.CompileException) as error:
+        cause = (str(error).splitlines() or ["no reason given"])[0]
+        raise ConfigError(
+            f"CuPy cannot compile the GPU kernels ({cause}): it needs NVRTC and the CUDA headers, "
+            "which pip install 'cupy-cuda13x[ctk]' (or cuda12x) brings; or use device 'cpu'"
+        ) from error
+
+
+@functools.cache
+def _module() -> Any:
+    source = resources.files("psgrad.kernels").joinpath("nn.cu").read_text(encoding="utf-8")
+    return cupy.RawModule(code=source, options=("--std=c++17",))

@@ -1,0 +1,69 @@
+"""The run folder: what a training run leaves behind, and how it is named.
+
+::
+
+    runs/20260102-030405-mlp-digits-ssp/
+        config.toml          every key of the run; `psgrad train config.toml` repeats it
+        metrics.jsonl        one record a line
+        model.safetensors    the parameters, by name
+        summary.json         accuracy, time, bytes, staleness, ...
+        logs/                one file a rank, by role and rank
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from psgrad.config import Config
+from psgrad.errors import ConfigError
+
+
+def default_name(config: Config, stamp: str) -> str:
+    """The folder of a run without ``--run-dir``; ``stamp`` is its date and time."""
+    dataset = Path(config.dataset.name).stem
+    return f"runs/{stamp}-{config.model.name}-{dataset}-{config.mode}"
+
+
+def create(folder: Path, config: Config) -> None:
+    """Makes the folder and writes ``config.toml``; raises ``ConfigError`` where it cannot.
+
+    A folder that holds a run already is refused: nothing is overwritten.
+    """
+    if (folder / "summary.json").exists():
+        raise ConfigError(
+            f"run_dir {folder} holds a finished run; choose another --run-dir or remove it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.toml", tomli_w.dumps(config.nested()).encode())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the run folder {folder}: {error.strerror}; choose another --run-dir"
+        ) from error
+
+
+def save_model(folder: Path, params: Mapping[str, NDArray[np.float32]]) -> None:
+    """Writes ``model.safetensors``."""
+    arrays = {name: np.ascontiguousarray(value) for name, value in params.items()}
+    _write(folder / "model.safetensors", save(arrays))
+
+
+def save_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Writes ``summary.json``: when it exists, the run has ended well."""
+    _write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of it or nothing: a file of this name is never half written."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
