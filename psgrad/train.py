@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from psgrad import data, faults, runfolder
+from psgrad.arrays import Arrays
 from psgrad.config import Config, Source, Tables, resolve
 from psgrad.data import Batches, Dataset, DatasetOptions, IndexArray
 from psgrad.errors import DataError
@@ -29,13 +30,18 @@ from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES
 from psgrad.session import Session
 from psgrad.version import __version__
-from psgrad.worker import Arrays, Worker
+from psgrad.worker import Worker
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 TABLES: Final[Tables] = MappingProxyType(
-    {"model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+    # The first entry of a table is the default.
+    {
+        "model": MODELS,
+        "optimizer": {"adam": OPTIMIZERS["adam"], **OPTIMIZERS},
+        "schedule": {"constant": SCHEDULES["constant"], **SCHEDULES},
+    }
 )
 EVALUATION_BATCH: Final = 1024
 SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line

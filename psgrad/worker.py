@@ -10,72 +10,23 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from psgrad.errors import ConfigError, LayoutError, NonFiniteError, ProtocolError, unknown_name
+from psgrad.arrays import Arrays
+from psgrad.errors import ConfigError, LayoutError, NonFiniteError, ProtocolError, PsgradError
 from psgrad.guard import check
 from psgrad.layout import Chunk, Float32, Layout, SegmentOptions, assign
-from psgrad.messages import (
-    CONTROL_LIMIT,
-    HEADER_NBYTES,
-    NO_RATE,
-    Header,
-    Kind,
-    Verdict,
-    decode_json,
-    encode_json,
-)
+from psgrad.links import ServerLinks
+from psgrad.messages import NO_RATE, Header, Kind, Verdict, decode_json, encode_json
 from psgrad.roles import Roles
-from psgrad.transport import Buffer, Transport
+from psgrad.transport import Transport
 
 NON_FINITE_LIMIT: Final = 10  # steps in a row
-
-
-class Arrays(MutableMapping[str, Float32]):
-    """Named views into one flat vector.
-
-    ``arrays[name]`` is the view itself; ``arrays[name] = value`` copies into it, so the memory
-    stays the transport's. ``arrays(names)`` is the same for a subset.
-    """
-
-    def __init__(self, views: Mapping[str, Float32]) -> None:
-        self._views = dict(views)
-
-    def __call__(self, names: Iterable[str]) -> Arrays:
-        return Arrays({name: self[name] for name in names})
-
-    def __getitem__(self, name: str) -> Float32:
-        try:
-            return self._views[name]
-        except KeyError:
-            raise LayoutError(unknown_name("parameter", name, self._views)) from None
-
-    def __setitem__(self, name: str, value: ArrayLike) -> None:
-        view = self[name]
-        if np.shape(value) != view.shape:
-            raise LayoutError(f"{name!r} has shape {view.shape}, got {np.shape(value)}")
-        np.copyto(view, value, casting="same_kind")
-
-    def __delitem__(self, name: str) -> None:
-        raise LayoutError(f"parameter {name!r} cannot be removed: the layout is fixed")
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._views
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-    def __repr__(self) -> str:
-        return f"Arrays({', '.join(f'{n}{list(v.shape)}' for n, v in self._views.items())})"
 
 
 @dataclass(frozen=True)
@@ -118,28 +69,17 @@ class Worker:
         """A communicator of the workers only."""
         self.clock = 0
         """How many steps this worker has pushed."""
-        self.learning_rate = math.nan
-        """The effective rate in the last answer (before segment scales); NaN before one."""
-        self.staleness = 0
-        """How many steps this worker was ahead of the slowest, in its last pull."""
         self.skipped = 0
         """How many steps of this worker were not finite and were not applied."""
-        self.updates = 0
-        """How many updates the chunk of the last answer has had."""
-        self.wire_nbytes = 0
-        """Bytes sent and received by this worker, headers included."""
         self._transport = transport
         self._roles = roles
         self._settings = settings
+        self._links = ServerLinks(transport, roles, settings.run, settings.window)
         self._state: _Registered | None = None
-        self._in_flight = dict.fromkeys(roles.server_ranks, 0)  # unanswered, by server
-        self._placed: dict[int, deque[bytearray]] = {rank: deque() for rank in roles.server_ranks}
-        self._controls: deque[tuple[Header, bytes]] = deque()
         self._next_rate = NO_RATE
-        self._sequence = 0
+        self._rendezvous = 0
         self._non_finite_in_a_row = 0
         self._left = False
-        transport.connect(list(roles.server_ranks))
 
     @property
     def params(self) -> Arrays:
@@ -155,6 +95,26 @@ class Worker:
     def layout(self) -> Layout:
         """How the parameters lie in the flat vector."""
         return self._registered.layout
+
+    @property
+    def learning_rate(self) -> float:
+        """The effective rate in the last answer, before segment scales; NaN before one."""
+        return self._links.answered.rate
+
+    @property
+    def staleness(self) -> int:
+        """How many steps this worker was ahead of the slowest one, in its last pull."""
+        return self._links.answered.staleness
+
+    @property
+    def updates(self) -> int:
+        """How many updates the chunk of the last answer has had."""
+        return self._links.answered.version
+
+    @property
+    def wire_nbytes(self) -> int:
+        """Bytes sent and received by this worker, headers included."""
+        return self._links.wire_nbytes
 
     def now(self) -> float:
         """Seconds since an arbitrary moment, on the transport's clock."""
@@ -173,23 +133,23 @@ class Worker:
         if self._state is not None:
             raise LayoutError("register() takes all parameters in one call, it was called twice")
         layout = Layout.of(arrays, self._settings.segments)
-        for server in self._roles.server_ranks:
-            self._send(server, Header(Kind.REGISTER), layout.to_json().encode())
-        for _ in self._roles.server_ranks:
-            header, payload = self._await_control(Kind.REGISTERED)
+        for header, payload in self._links.ask_all(
+            Header(Kind.REGISTER), Kind.REGISTERED, layout.to_json().encode()
+        ):
             if header.verdict is Verdict.REFUSED:
-                error = LayoutError(decode_json(payload)["error"])
-                error.spokesman = self.rank == 0
-                raise error
-        self._state = self._lay_out(layout)
+                raise self._alike(LayoutError(decode_json(payload)["error"]))
+        self._state = state = self._lay_out(layout)
+        self._links.receive_params_into(
+            lambda index: state.flat_params[state.chunks[index].start : state.chunks[index].stop]
+        )
         if self.rank == 0:
-            for name, view in self._state.params.items():
+            for name, view in state.params.items():
                 np.copyto(view, np.asarray(arrays[name]))
-            for chunk in self._state.chunks:
-                self._send_chunk(Kind.INIT, chunk, self._state.flat_params)
-            self._await_answers()
+            for chunk in state.chunks:
+                self._send_chunk(Kind.INIT, chunk, state.flat_params)
+            self._links.await_answers()
         self.pull()
-        return self._state.params
+        return state.params
 
     def step(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient and pulls what it makes due: ``push`` and ``pull`` in one message.
@@ -203,7 +163,7 @@ class Worker:
         ``skipped`` and moves the clock. Raises ``NonFiniteError`` after 10 of them in a row.
         """
         self._push(Kind.STEP, grads, weight)
-        self._await_answers()
+        self._links.await_answers()
 
     def push(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient like ``step`` but returns as soon as ``grads`` may be written again."""
@@ -220,7 +180,7 @@ class Worker:
         for chunk in state.chunks:
             if wanted is None or _touches(chunk, state.layout, wanted):
                 self._send_chunk(Kind.PULL, chunk)
-        self._await_answers()
+        self._links.await_answers()
 
     def set_lr(self, rate: float) -> None:
         """Sets the base learning rate from this worker's next push on, for all workers.
@@ -236,11 +196,8 @@ class Worker:
         """Ends this worker's pushes: rounds close and bounds hold without it. Pulls still work."""
         if self._left or self._state is None:
             return
-        self._await_answers()
-        for server in self._roles.server_ranks:
-            self._send(server, Header(Kind.LEAVE, clock=self.clock))
-        for _ in self._roles.server_ranks:
-            self._await_control(Kind.LEFT)
+        self._links.await_answers()
+        self._links.ask_all(Header(Kind.LEAVE, clock=self.clock), Kind.LEFT)
         self._left = True
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
@@ -249,15 +206,13 @@ class Worker:
         A rendezvous: every such worker must call it, in the same order as other rendezvous, with
         the same names. Computed in float64 in worker order.
         """
-        self._sequence += 1
+        self._rendezvous += 1
         part = {"values": {k: float(v) for k, v in values.items()}, "weight": float(weight)}
-        self._send(0, Header(Kind.MEET, sequence=self._sequence), encode_json(part))
-        _, payload = self._await_control(Kind.MET)
+        self._links.tell(0, Header(Kind.MEET, sequence=self._rendezvous), encode_json(part))
+        _, payload = self._links.await_control(Kind.MET)
         result = decode_json(payload)
         if "error" in result:
-            error = ConfigError(result["error"])
-            error.spokesman = self.rank == 0
-            raise error
+            raise self._alike(ConfigError(result["error"]))
         mean: dict[str, float] = result["mean"]
         return mean
 
@@ -267,16 +222,18 @@ class Worker:
 
     def server_stats(self) -> list[dict[str, Any]]:
         """The counters of each server: updates, pushes, staleness_max, bytes, balance, ..."""
-        for server in self._roles.server_ranks:
-            self._send(server, Header(Kind.STATS))
-        answers = [self._await_control(Kind.STATS_ARE) for _ in self._roles.server_ranks]
+        answers = self._links.ask_all(Header(Kind.STATS), Kind.STATS_ARE)
         return [decode_json(payload) for _, payload in answers]
 
     def finish(self) -> None:
         """Leaves and tells every server that this worker's main has returned."""
         self.leave()
-        for server in self._roles.server_ranks:
-            self._send(server, Header(Kind.FINISH))
+        self._links.tell_all(Header(Kind.FINISH))
+
+    def _alike(self, error: PsgradError) -> PsgradError:
+        """Marks an error that every worker raises: worker 0 reports it."""
+        error.spokesman = self.rank == 0
+        return error
 
     @property
     def _registered(self) -> _Registered:
@@ -354,10 +311,6 @@ class Worker:
         self, kind: Kind, chunk: Chunk, flat: Float32 | None = None, weight: float = 0.0
     ) -> None:
         state = self._registered
-        server = state.owner[chunk.index]
-        while self._in_flight[server] >= self._settings.window:
-            self._absorb()
-        self._in_flight[server] += 1
         header = Header(
             kind,
             layout=state.layout.digest,
@@ -367,51 +320,8 @@ class Worker:
             weight=weight,
             rate=self._next_rate,
         )
-        self._send(server, header, None if flat is None else flat[chunk.start : chunk.stop])
-
-    def _send(self, server: int, header: Header, payload: Buffer | None = None) -> None:
-        nbytes = 0 if payload is None else memoryview(payload).nbytes
-        whole = header._replace(run=self._settings.run, worker=self.rank, nbytes=nbytes)
-        self.wire_nbytes += HEADER_NBYTES + nbytes
-        self._transport.send(server, whole, payload)
-
-    def _await_answers(self) -> None:
-        while any(self._in_flight.values()):
-            self._absorb()
-
-    def _await_control(self, kind: Kind) -> tuple[Header, bytes]:
-        while not self._controls:
-            self._absorb()
-        header, payload = self._controls.popleft()
-        if header.kind is not kind:
-            raise ProtocolError(f"expected {kind.name}, got {header.kind.name}")
-        return header, payload
-
-    def _place(self, server: int, header: Header) -> Buffer:
-        if header.kind is Kind.PARAMS:
-            chunk = self._registered.chunks[header.chunk]
-            return self._registered.flat_params[chunk.start : chunk.stop]
-        if header.nbytes > CONTROL_LIMIT:
-            raise ProtocolError(f"server {server} announces a control message of {header.nbytes}")
-        memory = bytearray(header.nbytes)
-        self._placed[server].append(memory)
-        return memory
-
-    def _absorb(self) -> None:
-        """Takes one message: an answer frees its place in the window, the rest is kept."""
-        message = self._transport.receive(self._place)
-        assert message is not None, "receive without a timeout returns a message"
-        server, header = message
-        self.wire_nbytes += HEADER_NBYTES + header.nbytes
-        if header.kind in (Kind.ACK, Kind.PARAMS):
-            self._in_flight[server] -= 1
-            self.learning_rate = header.rate
-            self.updates = header.version
-            if header.kind is Kind.PARAMS:
-                self.staleness = max(0, header.clock - header.slowest)
-        else:
-            payload = bytes(self._placed[server].popleft()) if header.nbytes else b""
-            self._controls.append((header, payload))
+        payload = None if flat is None else flat[chunk.start : chunk.stop]
+        self._links.request(state.owner[chunk.index], header, payload)
 
 
 def _touches(chunk: Chunk, layout: Layout, names: Sequence[str] | set[str]) -> bool:

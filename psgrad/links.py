@@ -1,0 +1,116 @@
+"""A worker's links to the servers: a window of unanswered chunks for each, one inbox for the rest.
+
+The window is what keeps messages from piling up at a server: a worker that has ``window`` chunks
+unanswered there takes in answers before it sends the next. All workers send chunks in one
+canonical order, so a window smaller than a step cannot deadlock a round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from psgrad.errors import ProtocolError
+from psgrad.layout import Float32
+from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Header, Kind
+from psgrad.roles import Roles
+from psgrad.transport import Buffer, Transport
+
+
+@dataclass
+class Answered:
+    """What the last answers said; ``ServerLinks`` is the writer."""
+
+    rate: float = math.nan  # effective learning rate, before segment scales
+    version: int = 0  # updates that the chunk has had
+    staleness: int = 0  # steps ahead of the slowest worker, of the last pull
+
+
+class ServerLinks:
+    """All of one worker's traffic."""
+
+    def __init__(self, transport: Transport, roles: Roles, run: int, window: int) -> None:
+        self.answered = Answered()
+        self.wire_nbytes = 0
+        self._transport = transport
+        self._servers = list(roles.server_ranks)
+        self._worker = roles.worker_of(transport.rank)
+        self._run = run
+        self._window = window
+        self._unanswered = dict.fromkeys(self._servers, 0)
+        self._placed: dict[int, deque[bytearray]] = {rank: deque() for rank in self._servers}
+        self._inbox: deque[tuple[Header, bytes]] = deque()
+        self._params_of: Callable[[int], Float32] | None = None
+        transport.connect(self._servers)
+
+    def receive_params_into(self, params_of: Callable[[int], Float32]) -> None:
+        """``params_of(chunk)`` is the memory that the parameters of a chunk are received into."""
+        self._params_of = params_of
+
+    def request(self, server: int, header: Header, payload: Buffer | None = None) -> None:
+        """Sends a message about a chunk, when the window has room for it."""
+        while self._unanswered[server] >= self._window:
+            self._take_one()
+        self._unanswered[server] += 1
+        self.tell(server, header, payload)
+
+    def tell(self, server: int, header: Header, payload: Buffer | None = None) -> None:
+        """Sends a control message, which no window counts."""
+        nbytes = 0 if payload is None else memoryview(payload).nbytes
+        self.wire_nbytes += HEADER_NBYTES + nbytes
+        header = header._replace(run=self._run, worker=self._worker, nbytes=nbytes)
+        self._transport.send(server, header, payload)
+
+    def tell_all(self, header: Header, payload: Buffer | None = None) -> None:
+        """``tell`` to every server."""
+        for server in self._servers:
+            self.tell(server, header, payload)
+
+    def ask_all(
+        self, header: Header, answer: Kind, payload: Buffer | None = None
+    ) -> list[tuple[Header, bytes]]:
+        """``tell_all``, then waits for one control message of kind ``answer`` from each."""
+        self.tell_all(header, payload)
+        return [self.await_control(answer) for _ in self._servers]
+
+    def await_answers(self) -> None:
+        """Waits until nothing is unanswered."""
+        while any(self._unanswered.values()):
+            self._take_one()
+
+    def await_control(self, kind: Kind) -> tuple[Header, bytes]:
+        """Waits for the next control message, which must be of ``kind``."""
+        while not self._inbox:
+            self._take_one()
+        header, payload = self._inbox.popleft()
+        if header.kind is not kind:
+            raise ProtocolError(f"expected {kind.name}, got {header.kind.name}")
+        return header, payload
+
+    def _take_one(self) -> None:
+        message = self._transport.receive(self._place)
+        assert message is not None, "receive without a timeout returns a message"
+        server, header = message
+        self.wire_nbytes += HEADER_NBYTES + header.nbytes
+        if header.kind in (Kind.ACK, Kind.PARAMS):
+            self._unanswered[server] -= 1
+            self.answered.rate, self.answered.version = header.rate, header.version
+            if header.kind is Kind.PARAMS:
+                self.answered.staleness = max(0, header.clock - header.slowest)
+        else:
+            payload = bytes(self._placed[server].popleft()) if header.nbytes else b""
+            self._inbox.append((header, payload))
+
+    def _place(self, server: int, header: Header) -> Buffer:
+        if header.kind is Kind.PARAMS and self._params_of is not None:
+            return self._params_of(header.chunk)
+        if header.nbytes > CONTROL_LIMIT:
+            raise ProtocolError(
+                f"server {server} announces a control message of {header.nbytes} bytes, "
+                f"the limit is {CONTROL_LIMIT}"
+            )
+        memory = bytearray(header.nbytes)
+        self._placed[server].append(memory)
+        return memory
