@@ -55,6 +55,11 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
 STRINGS: Final = frozenset({"--model", "--dataset", "--run-dir"})  # a file may be called 7
 
 
+BLAS_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# How Open MPI and MPICH (and Intel MPI) tell a rank how many ranks its machine has.
+LOCAL_RANKS: Final = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors that read like psgrad's own: one line, status 2."""
 
@@ -95,11 +100,25 @@ def _main(argv: list[str]) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     arguments = _train_parser().parse_args(argv)
+    os.environ.update(blas_threads(os.environ, len(os.sched_getaffinity(0)), os.cpu_count() or 1))
     from psgrad.train import train
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
     train(lambda: _configure(arguments, os.environ), stamp)
     return 0
+
+
+def blas_threads(environ: Mapping[str, str], mine: int, cores: int) -> dict[str, str]:
+    """Thread counts for NumPy's BLAS, to be set before NumPy loads; what the user set stays.
+
+    Without them each rank starts a thread for each core, and ranks that share the ``cores`` of a
+    machine run many times slower. A rank that is bound to some of them (``mine``) has those for
+    itself; otherwise the ranks on the machine, as the MPI launcher counts them, share.
+    """
+    counts = (environ.get(name, "") for name in LOCAL_RANKS)
+    ranks = next((int(count) for count in counts if count.isdigit() and int(count) > 0), 1)
+    threads = mine if mine < cores else max(1, mine // ranks)
+    return {name: str(threads) for name in BLAS_THREADS if name not in environ}
 
 
 def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

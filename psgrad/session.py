@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from psgrad.errors import CAUSE, ConfigError, PsgradError
+from psgrad.crash import describe, exit_status, say
+from psgrad.errors import ConfigError, PsgradError
 from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SPOKESMAN_S = 2.0  # the others wait this long for the one that reports an error of all
 LARGEST_CHUNK_BYTES = 1 << 30  # MPI counts bytes in 32 bits
 
 
@@ -92,8 +92,6 @@ class Session:
         self, comm: MPI.Intracomm | None = None, *, transport: Transport | None = None
     ) -> None:
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
-        self._previous_hook = sys.excepthook
-        sys.excepthook = self._excepthook
 
     def __enter__(self) -> Session:
         return self
@@ -104,7 +102,6 @@ class Session:
         # After an error of all ranks there may be messages nobody will take: let MPI end with them.
         if kind is None:
             self.transport.close()
-            sys.excepthook = self._previous_hook
 
     @property
     def rank(self) -> int:
@@ -194,7 +191,12 @@ class Session:
                 return None
             settings = Settings(chunk_bytes, window, clip_norm, tuple(segments), run_id)
             worker = Worker(self.transport, roles, settings, comm)
-            value = main(worker)
+            try:
+                value = main(worker)
+            except SystemExit as request:
+                if request.code:
+                    raise
+                value = None  # sys.exit(): this worker is done, the others go on
             worker.finish()
             return value
         except BaseException as error:
@@ -202,35 +204,17 @@ class Session:
 
     def _end_job(self, error: BaseException, roles: Roles) -> NoReturn:
         """Reports ``error`` and takes the other ranks along: they would wait for this one."""
-        status = error.exit_status if isinstance(error, PsgradError) else 1
+        if not isinstance(error, PsgradError):
+            traceback.print_exception(error)
         if not isinstance(error, PsgradError) or error.spokesman is not False:
             where = f"rank {self.rank} ({roles.name(self.rank)}, {self.transport.host})"
-            if not isinstance(error, PsgradError):
-                traceback.print_exception(error)
-            text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-            if isinstance(error, PsgradError):
-                text = f"{type(error).__name__}: {error}"
-            say(f"{where}: {text}")
+            say(f"{where}: {describe(error)}")
         else:
             # The rank that reports it aborts at once; this is for the case that it cannot.
-            self.transport.sleep(2.0)
+            self.transport.sleep(SPOKESMAN_S)
+        status = exit_status(error)
         self.transport.abort(status)
         raise SystemExit(status)
-
-    def _excepthook(
-        self, kind: type[BaseException], error: BaseException, tb: TracebackType | None
-    ) -> None:
-        """An uncaught error: one line where psgrad raised it alike on all ranks, else an abort."""
-        if isinstance(error, PsgradError) and error.spokesman is not None:
-            if error.spokesman:
-                say(str(error))
-            sys.stderr.flush()
-            raise SystemExit(error.exit_status)
-        self._previous_hook(kind, error, tb)
-        if self.size > 1:
-            text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-            say(f"rank {self.rank} ({self.transport.host}): {text}")
-            self.transport.abort(1)
 
 
 def _validate(size: int, options: Mapping[str, Any]) -> Roles:
@@ -268,10 +252,3 @@ def _by_value(values: Sequence[str]) -> str:
         f"{value} on rank{'s' if len(where) > 1 else ''} {', '.join(map(str, where))}"
         for value, where in ranks.items()
     )
-
-
-def say(text: str) -> None:
-    """The line that says why a rank ends, whole in one write: lines of several ranks do not mix."""
-    sys.stdout.flush()
-    sys.stderr.write(f"{CAUSE}{text}\n")
-    sys.stderr.flush()
