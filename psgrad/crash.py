@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-
 from typing import Final
 
 from psgrad.errors import CAUSE, PsgradError
@@ -22,7 +21,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
     sys.stderr.write(f"{CAUSE}{text}\n")
     sys.stderr.flush()
-    # MPI_Abort kills the launcher's helpers too: seen to overtake the line on its way to the screen.
+    # MPI_Abort ends the launcher's helpers too and was seen to overtake the line.
     time.sleep(FORWARD_S)
 
 

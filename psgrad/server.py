@@ -178,7 +178,8 @@ class Server:
         mine = [chunk for chunk in chunks if owner[chunk.index] == self._transport.rank]
         self._balance = balance(chunks, owner, self._roles.servers)
         self._digest = layout.digest
-        self._shard = Shard(layout, mine, range(self._roles.workers), self._rules)
+        # A worker that was done before it registered never pushes: nobody waits for it.
+        self._shard = Shard(layout, mine, sorted(self._layouts), self._rules)
         self._sink.log(
             f"shard of {sum(chunk.nbytes for chunk in mine)} bytes in {len(mine)} of "
             f"{len(chunks)} chunks, balance (max/mean over servers) {self._balance:.3f}"

@@ -1,0 +1,305 @@
+"""What each rank of tests/test_session.py runs: any failed assertion ends the job."""
+
+import sys
+
+import numpy as np
+
+import psgrad
+from psgrad.errors import ConfigError, LayoutError, ProtocolError
+
+
+def arrays(value=1.0):
+    return {"w": np.full((30, 40), value, np.float32), "b": np.full(7, value, np.float32)}
+
+
+def decay(params):
+    """The gradient of |p|^2 / 2."""
+    return {name: value.copy() for name, value in params.items()}
+
+
+def final(worker):
+    """The parameters when everybody has stopped."""
+    worker.leave()
+    worker.barrier()
+    worker.pull()
+    return {name: value.copy() for name, value in worker.params.items()}
+
+
+def views(worker):
+    """register() returns views that stay the same; worker 0's values win; step() sends in place."""
+    params = worker.register(arrays(worker.rank + 1.0))
+    view = params["w"]
+    assert np.all(view == 1.0), "worker 0's values"
+    assert worker.params is params
+    for name in worker.grads:
+        worker.grads[name][...] = worker.params[name]
+    worker.step()
+    assert params["w"] is view
+    assert np.allclose(view, 0.9)
+    worker.step(decay(params), weight=3)
+    assert np.allclose(view, 0.81)
+    assert worker.clock == 2
+    assert worker.learning_rate == 0.1
+    assert list(params(["b"])) == ["b"]
+    assert params(["b"])["b"] is params["b"]
+    return "main's value"
+
+
+def push_and_pull(worker):
+    params = worker.register(arrays())
+    worker.push(decay(params))
+    assert np.all(params["w"] == 1.0), "a push brings nothing back"
+    worker.pull(["w"])
+    assert np.allclose(params["w"], 0.9)
+    worker.pull()
+    assert np.allclose(params["b"], 0.9)
+
+
+def weights(worker):
+    """The mean is weighted by samples; weight 0 counts for nothing."""
+    params = worker.register(arrays(0.0))
+    grads = {name: np.full_like(value, worker.rank) for name, value in params.items()}
+    worker.step(grads, weight=worker.rank)  # (0*0 + 1*1 + 2*2) / 3
+    assert np.allclose(params["w"], -0.1 * 5 / 3)
+    worker.step(grads, weight=0)
+    assert np.allclose(params["w"], -0.1 * 5 / 3), "an empty round changes nothing"
+
+
+def uneven(worker):
+    """Workers with 0, 5 and 10 steps: nobody deadlocks; each leaves when it runs out."""
+    params = worker.register(arrays())
+    for _ in range(5 * worker.rank):
+        worker.step(decay(params))
+    result = final(worker)
+    # Rounds 1-5 have two workers, 6-10 one; all gradients of a round are equal.
+    assert np.allclose(result["w"], 0.9**10)
+
+
+def no_parameters(worker):
+    """A worker whose main returns at once is not waited for."""
+    if worker.rank == 1:
+        return
+    params = worker.register(arrays())
+    worker.step(decay(params))
+    worker.barrier()
+
+
+def rendezvous(worker):
+    mean = worker.mean({"a": worker.rank, "b": 1.0}, weight=worker.rank + 1)
+    assert mean == {"a": (0 * 1 + 1 * 2 + 2 * 3) / 6, "b": 1.0}
+    worker.barrier()
+    assert worker.size == 3
+    assert worker.comm.size == 3
+    assert worker.comm.rank == worker.rank
+    assert worker.comm.allreduce(worker.rank) == 3
+    if worker.rank == 2:
+        return
+    worker.barrier()  # worker 2 is done: nobody waits for it
+
+
+def set_lr(worker):
+    """It rides in one worker's next push and counts for all, at that clock, on every chunk."""
+    params = worker.register(arrays(0.0))
+    grads = {name: np.ones_like(value) for name, value in params.items()}
+    worker.step(grads)
+    if worker.rank == 1:
+        worker.set_lr(0.5)
+    worker.step(grads)
+    assert worker.learning_rate == 0.5
+    for value in params.values():
+        assert np.allclose(value, -0.1 - 0.5)
+    for bad in (-1.0, float("nan"), float("inf")):
+        try:
+            worker.set_lr(bad)
+        except ConfigError:
+            continue
+        raise AssertionError(f"set_lr accepts {bad}")
+
+
+def segments(worker):
+    """Scale, buffers and members, each on its own tensors."""
+    shapes = ("plain", "slow", "bn.mean", "first.w")
+    params = worker.register({name: np.zeros(5, np.float32) for name in shapes})
+    grads = {name: np.full(5, worker.rank + 1.0, np.float32) for name in shapes}
+    worker.step(grads)
+    worker.barrier()
+    worker.pull()
+    assert np.allclose(params["plain"], -0.2)
+    assert np.allclose(params["slow"], -0.02)
+    assert np.allclose(params["bn.mean"], 2.0), "the mean of what the workers have"
+    assert np.allclose(params["first.w"], -0.15), "workers 0 and 1 only"
+
+
+def not_finite(worker):
+    """A step with a NaN is not applied, not even a part of it; the others' is."""
+    params = worker.register(arrays(0.0))
+    grads = {name: np.ones_like(value) for name, value in params.items()}
+    if worker.rank == 1:
+        grads["b"][3] = np.nan
+        grads["w"][...] = 1e9
+    worker.step(grads)
+    assert np.allclose(params["w"], -0.1)
+    assert np.allclose(params["b"], -0.1)
+    assert worker.skipped == (1 if worker.rank == 1 else 0)
+    grads = {name: np.ones_like(value) for name, value in params.items()}
+    worker.step(grads)
+    assert np.allclose(params["w"], -0.2)
+    total = sum(stats["skipped"] for stats in worker.server_stats())
+    assert total > 0
+
+
+def clipped(worker):
+    params = worker.register(arrays(0.0))
+    grads = {"w": np.zeros((30, 40), np.float32), "b": np.zeros(7, np.float32)}
+    grads["b"][0] = 3.0
+    grads["w"][0, 0] = 4.0  # the norm is 5, the limit 1
+    worker.step(grads)
+    assert np.isclose(params["b"][0], -0.1 * 3 / 5)
+    assert np.isclose(params["w"][0, 0], -0.1 * 4 / 5)
+
+
+def bounded(worker):
+    """Nobody is ever more than the bound ahead, also when it pushes without pulling."""
+    params = worker.register(arrays())
+    if worker.rank == 0:
+        worker.sleep(0.2)
+    for step in range(30):
+        if step % 3:
+            worker.push(decay(params))
+        else:
+            worker.step(decay(params))
+            assert worker.staleness <= 2
+    result = final(worker)
+    assert 0 < result["w"][0, 0] < 1
+    assert all(stats["staleness_max"] <= 2 for stats in worker.server_stats())
+
+
+def misuse(worker):
+    """Each mistake is an error that says what to do, and the run goes on."""
+
+    def fails(kind, call):
+        try:
+            call()
+        except kind:
+            return
+        raise AssertionError("no error")
+
+    fails(LayoutError, lambda: worker.step())
+    params = worker.register(arrays())
+    fails(LayoutError, lambda: worker.register(arrays()))
+    fails(LayoutError, lambda: worker.step({"w": params["w"]}))
+    fails(LayoutError, lambda: worker.step({**decay(params), "x": params["w"]}))
+    fails(LayoutError, lambda: worker.step({**decay(params), "b": np.zeros(8)}))
+    fails(LayoutError, lambda: worker.pull(["x"]))
+    fails(LayoutError, lambda: params.pop("w"))
+    for weight in (-1.0, float("nan"), float("inf")):
+        fails(ConfigError, lambda weight=weight: worker.step(decay(params), weight=weight))
+    worker.step(decay(params))
+    worker.leave()
+    fails(ProtocolError, lambda: worker.step(decay(params)))
+
+
+# Each of these ends the job; tests/test_session.py knows how.
+
+
+def raises(worker):
+    worker.register(arrays())
+    if worker.rank == 1:
+        raise ValueError("no such luck")
+    worker.step(decay(worker.params))
+
+
+def exits(worker):
+    worker.register(arrays())
+    if worker.rank == 1:
+        sys.exit(5)
+    worker.step(decay(worker.params))
+
+
+def wrong_dtype(worker):
+    mine = arrays()
+    if worker.rank == 1:
+        mine["b"] = mine["b"].astype(np.float64)
+    worker.register(mine)
+
+
+def wrong_shape(worker):
+    mine = arrays()
+    if worker.rank == 2:
+        mine["b"] = np.zeros(8, np.float32)
+    worker.register(mine)
+
+
+def wrong_name(worker):
+    mine = arrays()
+    if worker.rank == 2:
+        mine = {"v": mine["w"], "b": mine["b"]}
+    worker.register(mine)
+
+
+def two_rates(worker):
+    params = worker.register(arrays())
+    worker.set_lr(0.1 * (worker.rank + 1))
+    worker.step(decay(params))
+
+
+def two_means(worker):
+    worker.mean({"a": 1.0} if worker.rank else {"b": 1.0})
+
+
+def never_finite(worker):
+    params = worker.register(arrays())
+    while True:
+        grads = decay(params)
+        if worker.rank == 1:
+            grads["b"][0] = np.inf
+        worker.step(grads)
+
+
+OPTIONS = {
+    "push_and_pull": {"servers": 2},
+    "set_lr": {"servers": 2, "chunk_bytes": 1024},
+    "uneven": {"chunk_bytes": 1024, "window": 1},
+    "bounded": {"staleness": 2, "servers": 2, "chunk_bytes": 1024, "window": 2},
+    "clipped": {"clip_norm": 1.0},
+    "segments": {
+        "segments": [
+            psgrad.SegmentOptions("slow", learning_rate_scale=0.1),
+            psgrad.SegmentOptions("*.mean", buffer=True),
+            psgrad.SegmentOptions("first.*", members=(0, 1)),
+        ]
+    },
+}
+
+if __name__ == "__main__":
+    case, ranks = sys.argv[1], int(sys.argv[2])
+    if case == "early":
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.rank == 1:
+            raise ValueError("before run()")
+    options = {"optimizer": psgrad.SGD(0.1), **OPTIONS.get(case, {})}
+    if case == "different":
+        from mpi4py import MPI
+
+        options["staleness"] = MPI.COMM_WORLD.rank // 2
+    if case == "servers":
+        options["servers"] = ranks
+    main = globals().get(case, views)
+    if case == "communicator":
+        # Two runs after each other, on a communicator of the caller's that stays the caller's.
+        from mpi4py import MPI
+
+        half = MPI.COMM_WORLD.Split(MPI.COMM_WORLD.rank % 2)
+        for _ in range(2):
+            value = psgrad.run(views, comm=half, **options)
+            assert value == (None if half.rank == 0 else "main's value")
+        assert half.allreduce(1) == half.size
+        assert not MPI.Is_finalized()
+    else:
+        value = psgrad.run(main, **options)
+        if main is views:
+            from mpi4py import MPI
+
+            assert value == (None if MPI.COMM_WORLD.rank == 0 else "main's value")
+    print("ok")

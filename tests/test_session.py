@@ -1,0 +1,93 @@
+"""``psgrad.run`` and the worker's whole interface, on real ranks."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "ranks" / "api.py"
+
+WORKS = {
+    "views": 4,
+    "push_and_pull": 5,
+    "weights": 4,
+    "uneven": 4,
+    "no_parameters": 4,
+    "rendezvous": 4,
+    "set_lr": 5,
+    "segments": 4,
+    "not_finite": 4,
+    "clipped": 3,
+    "bounded": 5,
+    "misuse": 3,
+    "communicator": 4,
+}
+
+# Case -> (exit status, what the last line of psgrad says).
+FAILS = {
+    "raises": (1, "rank 2 (worker, {host}): ValueError: no such luck"),
+    "exits": (5, "rank 2 (worker, {host}): SystemExit: 5"),
+    "early": (1, "rank 1 ({host}): ValueError: before run()"),
+    "wrong_dtype": (
+        2,
+        "rank 2 (worker, {host}): LayoutError: parameter 'b' has dtype float64, psgrad trains "
+        "float32; pass b.astype(numpy.float32)",
+    ),
+    "wrong_shape": (
+        2,
+        "rank 1 (worker, {host}): LayoutError: parameters differ between workers: worker 2 has "
+        "parameter 'b' with shape (8,), expected (7,), as on worker 0",
+    ),
+    "wrong_name": (
+        2,
+        "rank 1 (worker, {host}): LayoutError: parameters differ between workers: worker 2 has "
+        "parameter 'v' where 'w' is expected, as on worker 0",
+    ),
+    "two_rates": (
+        2,
+        "rank 0 (coordinator, {host}): ConfigError: workers set different learning rates at "
+        "clock 1: worker 0 0.1, worker 1 0.2, worker 2 0.3; in sync mode all must set the same",
+    ),
+    "two_means": (
+        2,
+        "rank 1 (worker, {host}): ConfigError: worker 1 brought ['a'] to mean(), worker 0 "
+        "brought ['b']; all must bring the same names",
+    ),
+    "never_finite": (
+        1,
+        "rank 2 (worker, {host}): NonFiniteError: the gradient of 'b' was NaN or infinite for 10 "
+        "steps in a row; lower the learning rate or clip gradients",
+    ),
+    "different": (2, "staleness differs between ranks: 0 on ranks 0, 1; 1 on ranks 2, 3"),
+    "servers": (
+        2,
+        "servers must be from 1 to 3 with 4 ranks, got 4; use --servers 1 or start more ranks",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WORKS)
+def test_works(mpi, case):
+    ranks = WORKS[case]
+    status, stdout, stderr = mpi.run(ranks, [PROGRAM, case, ranks])
+    assert status == 0, stderr
+    assert stdout.split() == ["ok"] * ranks
+    assert stderr == ""
+
+
+@pytest.mark.parametrize("case", FAILS)
+def test_fails(mpi, case):
+    expected_status, text = FAILS[case]
+    status, _, stderr = mpi.run(4, [PROGRAM, case, 4], timeout=20)
+    assert status == expected_status, stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("psgrad: error: ")]
+    assert lines == ["psgrad: error: " + text.format(host=socket.gethostname())]
+
+
+def test_one_rank_says_how_to_start(mpi):
+    status, _, stderr = mpi.run(1, [PROGRAM, "views", 1])
+    assert status == 2
+    assert "psgrad: error: psgrad needs at least 2 ranks" in stderr
+    assert "psgrad run --np 4" in stderr
