@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -60,6 +61,31 @@ def save_model(folder: Path, params: Mapping[str, NDArray[np.float32]]) -> None:
 def save_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Writes ``summary.json``: when it exists, the run has ended well."""
     _write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def sha256(params: Mapping[str, NDArray[np.float32]]) -> str:
+    """The digest of all parameters in the order of the layout: equal for equal bits only."""
+    digest = hashlib.sha256()
+    for value in params.values():
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def closing(summary: Mapping[str, Any], folder: Path) -> str:
+    """The summary for a person."""
+    pushed, pulled = summary["bytes_pushed"] / 1e6, summary["bytes_pulled"] / 1e6
+    bound = "none" if summary["staleness_bound"] is None else summary["staleness_bound"]
+    lines = [
+        f"test accuracy  {summary['test_accuracy']:.4f} (loss {summary['test_loss']:.4f})",
+        f"wall time      {summary['seconds']:.2f} s, {summary['steps']} steps, "
+        f"{summary['samples_per_second']:,.0f} samples/s",
+        f"bytes moved    {pushed:.1f} MB pushed, {pulled:.1f} MB pulled",
+        f"staleness      at most {summary['staleness_max']} seen, bound {bound}",
+        f"run folder     {folder}",
+    ]
+    if summary["skipped_steps"]:
+        lines.append(f"skipped        {summary['skipped_steps']} steps were not finite")
+    return "\n".join(lines)
 
 
 def _write(path: Path, data: bytes) -> None:

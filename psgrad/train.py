@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from psgrad import data, faults, runfolder
-from psgrad.arrays import Arrays
+from psgrad import faults, runfolder
+from psgrad.compute import Compute, WorkerData, load_data
 from psgrad.config import Config, Source, Tables, resolve
-from psgrad.data import Batches, Dataset, DatasetOptions, IndexArray
-from psgrad.errors import DataError
+from psgrad.data import Batches, DatasetOptions, IndexArray
 from psgrad.kernels import Kernels
 from psgrad.kernels import load as load_kernels
 from psgrad.layout import Layout, assign, balance
@@ -43,22 +38,12 @@ TABLES: Final[Tables] = MappingProxyType(
         "schedule": {"constant": SCHEDULES["constant"], **SCHEDULES},
     }
 )
-EVALUATION_BATCH: Final = 1024
 SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
 
 
 def configure(sources: list[Source]) -> Config:
     """The configuration of a training run from its sources, the later ones winning."""
     return resolve(sources, TABLES, DatasetOptions)
-
-
-@dataclass(frozen=True)
-class WorkerData:
-    """The samples of one worker, and the test samples that worker 0 evaluates on."""
-
-    dataset: Dataset
-    mine: IndexArray
-    test: IndexArray
 
 
 def train(
@@ -101,80 +86,8 @@ def train(
         journal.close()
 
 
-def load_data(config: Config, roles: Roles, rank: int) -> WorkerData | None:
-    """The data of the worker on ``rank``; None on a server."""
-    if roles.is_server(rank):
-        return None
-    dataset = data.load(config.dataset)
-    training, test = data.split(dataset, config.dataset.test_fraction, config.seed)
-    if not len(training):
-        raise DataError(f"{config.dataset.name}: no samples are left to train on")
-    scheme = config.dataset.partition
-    shares = data.partition(dataset.labels, training, roles.workers, scheme, config.seed)
-    return WorkerData(dataset, shares[roles.worker_of(rank)], test)
-
-
 def _device(config: Config, roles: Roles, rank: int) -> str:
     return "cpu" if roles.is_server(rank) else config.device
-
-
-class Compute:
-    """Gradients on the worker's device, from and into the transport's memory.
-
-    On the CPU the model works on that memory itself; on a GPU, on copies there.
-    """
-
-    def __init__(self, config: Config, worker: Worker, kernels: Kernels) -> None:
-        self._model = config.model.value
-        self._kernels = kernels
-        self._on_host = kernels.device == "cpu"
-        self._worker = worker
-        self._params = self._device_twin(worker.params)
-        self._grads = self._device_twin(worker.grads)
-
-    def gradient(self, dataset: Dataset, micro_batches: list[IndexArray]) -> tuple[float, int, int]:
-        """Fills ``worker.grads`` with the gradient of the mean loss over all micro-batches.
-
-        Returns that mean loss, the number classified correctly and the number of samples.
-        """
-        self.refresh()
-        samples = sum(len(indices) for indices in micro_batches)
-        loss, correct = 0.0, 0
-        for i, indices in enumerate(micro_batches):
-            share = len(indices) / samples
-            x, y = (self._kernels.asarray(part) for part in dataset.batch(indices))
-            one_loss, one_correct = self._model.loss_and_grad(
-                self._params, x, y, self._grads, self._kernels, scale=share, accumulate=i > 0
-            )
-            loss += share * one_loss
-            correct += one_correct
-        if not self._on_host:
-            for name, grad in self._grads.items():
-                self._kernels.copy_to_host(grad, self._worker.grads[name])
-        return loss, correct, samples
-
-    def refresh(self) -> None:
-        """Takes over parameters that a pull has changed."""
-        if not self._on_host:
-            for name, param in self._params.items():
-                self._kernels.copy_to_device(self._worker.params[name], param)
-
-    def evaluate(self, dataset: Dataset, indices: IndexArray) -> tuple[float, float]:
-        """Mean loss and accuracy on the samples ``indices``; NaN for no samples."""
-        self.refresh()
-        loss, correct = 0.0, 0
-        for start in range(0, len(indices), EVALUATION_BATCH):
-            batch = dataset.batch(indices[start : start + EVALUATION_BATCH])
-            x, y = (self._kernels.asarray(part) for part in batch)
-            part_loss, part_correct = self._model.evaluate(self._params, x, y, self._kernels)
-            loss, correct = loss + part_loss, correct + part_correct
-        n = len(indices)
-        return (loss / n, correct / n) if n else (float("nan"), float("nan"))
-
-    def _device_twin(self, arrays: Arrays) -> Mapping[str, Any]:
-        if self._on_host:
-            return arrays
-        return {name: self._kernels.asarray(array) for name, array in arrays.items()}
 
 
 class Trainer:
@@ -206,10 +119,9 @@ class Trainer:
         worker.register(model.init(dataset.features, dataset.classes, config.seed))
         compute = Compute(config, worker, self._kernels)
         if worker.rank == 0:
-            sys.stderr.write(self._opening() + "\n")
-            sys.stderr.flush()
+            _show(self._opening())
         start = worker.now()
-        last = self._epochs(compute, mpi_rank)
+        self._epochs(compute, mpi_rank)
         worker.leave()
         totals = worker.mean(
             {"samples": self._samples, "steps": worker.clock, "skipped": worker.skipped}
@@ -218,15 +130,15 @@ class Trainer:
         if worker.rank == 0:
             worker.pull()
             totals = {key: value * worker.size for key, value in totals.items()}
-            self._report(compute.evaluate(dataset, self._data.test), totals, seconds, last)
+            self._report(compute.evaluate(dataset, self._data.test), totals, seconds)
         worker.barrier()
 
-    def _epochs(self, compute: Compute, mpi_rank: int) -> Snapshot | None:
-        """All steps of this worker; the last snapshot, None without any data."""
+    def _epochs(self, compute: Compute, mpi_rank: int) -> None:
+        """All steps of this worker."""
         config, worker = self._config, self._worker
         progress = self._progress()
         loss_now = accuracy_now = 0.0
-        snapshot = None
+        snapshot: Snapshot | None = None
         for epoch, micro_batches in self._steps():
             began = worker.now()
             loss, correct, samples = compute.gradient(self._data.dataset, micro_batches)
@@ -251,7 +163,6 @@ class Trainer:
             progress.show(snapshot)
         if snapshot is not None:
             progress.show(snapshot, last=True)
-        return snapshot
 
     def _steps(self) -> Iterator[tuple[int, list[IndexArray]]]:
         """(epoch, micro-batches) of each step; a step never spans two epochs."""
@@ -282,18 +193,10 @@ class Trainer:
         )
 
     def _report(
-        self,
-        test: tuple[float, float],
-        totals: Mapping[str, float],
-        seconds: float,
-        last: Snapshot | None,
+        self, test: tuple[float, float], totals: Mapping[str, float], seconds: float
     ) -> None:
         config, worker = self._config, self._worker
         servers = worker.server_stats()
-        params = worker.params
-        digest = hashlib.sha256()
-        for name in params:
-            digest.update(np.ascontiguousarray(params[name]).tobytes())
         summary: dict[str, Any] = {
             "test_accuracy": test[1],
             "test_loss": test[0],
@@ -303,40 +206,27 @@ class Trainer:
             "samples_per_second": totals["samples"] / seconds,
             "mode": config.mode,
             "staleness_bound": config.bound,
-            "staleness_max": max(s["staleness_max"] for s in servers),
+            "staleness_max": max(stats["staleness_max"] for stats in servers),
             "workers": worker.size,
             "servers": config.servers,
-            "shard_balance": _balance(worker.layout, config),
-            "bytes_pushed": sum(s["bytes_pushed"] for s in servers),
-            "bytes_pulled": sum(s["bytes_pulled"] for s in servers),
-            "params_sha256": digest.hexdigest(),
+            "shard_balance": servers[0]["balance"],
+            "bytes_pushed": sum(stats["bytes_pushed"] for stats in servers),
+            "bytes_pulled": sum(stats["bytes_pulled"] for stats in servers),
+            "params_sha256": runfolder.sha256(worker.params),
             "psgrad_version": __version__,
         }
         self._sink.record("summary", **summary)
-        runfolder.save_model(self._folder, params)
+        runfolder.save_model(self._folder, worker.params)
         runfolder.save_summary(self._folder, summary)
-        sys.stderr.write(closing(summary, self._folder) + "\n")
-        sys.stderr.flush()
+        _show(runfolder.closing(summary, self._folder))
         if config.json:
             sys.stdout.write(json.dumps(summary) + "\n")
             sys.stdout.flush()
 
 
-def closing(summary: Mapping[str, Any], folder: Path) -> str:
-    """The summary for a person."""
-    pushed, pulled = summary["bytes_pushed"] / 1e6, summary["bytes_pulled"] / 1e6
-    bound = "none" if summary["staleness_bound"] is None else summary["staleness_bound"]
-    lines = [
-        f"test accuracy  {summary['test_accuracy']:.4f} (loss {summary['test_loss']:.4f})",
-        f"wall time      {summary['seconds']:.2f} s, {summary['steps']} steps, "
-        f"{summary['samples_per_second']:,.0f} samples/s",
-        f"bytes moved    {pushed:.1f} MB pushed, {pulled:.1f} MB pulled",
-        f"staleness      at most {summary['staleness_max']} seen, bound {bound}",
-        f"run folder     {folder}",
-    ]
-    if summary["skipped_steps"]:
-        lines.append(f"skipped        {summary['skipped_steps']} steps were not finite")
-    return "\n".join(lines)
+def _show(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def _balance(layout: Layout, config: Config) -> float:

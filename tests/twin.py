@@ -6,10 +6,10 @@ import hashlib
 
 import numpy as np
 
+from psgrad.compute import load_data
 from psgrad.data import Batches
 from psgrad.kernels import cpu
 from psgrad.roles import Roles
-from psgrad.train import load_data
 
 
 class Twin:

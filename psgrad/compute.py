@@ -1,0 +1,99 @@
+"""A worker's data and its gradients, on the CPU or on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from psgrad import data
+from psgrad.arrays import Arrays
+from psgrad.config import Config
+from psgrad.data import Dataset, IndexArray
+from psgrad.errors import DataError
+from psgrad.kernels import Kernels
+from psgrad.roles import Roles
+from psgrad.worker import Worker
+
+EVALUATION_BATCH: Final = 1024
+
+
+@dataclass(frozen=True)
+class WorkerData:
+    """The samples of one worker, and the test samples that worker 0 evaluates on."""
+
+    dataset: Dataset
+    mine: IndexArray
+    test: IndexArray
+
+
+def load_data(config: Config, roles: Roles, rank: int) -> WorkerData | None:
+    """The data of the worker on ``rank``; None on a server."""
+    if roles.is_server(rank):
+        return None
+    dataset = data.load(config.dataset)
+    training, test = data.split(dataset, config.dataset.test_fraction, config.seed)
+    if not len(training):
+        raise DataError(f"{config.dataset.name}: no samples are left to train on")
+    scheme = config.dataset.partition
+    shares = data.partition(dataset.labels, training, roles.workers, scheme, config.seed)
+    return WorkerData(dataset, shares[roles.worker_of(rank)], test)
+
+
+class Compute:
+    """Gradients on the worker's device, from and into the transport's memory.
+
+    On the CPU the model works on that memory itself; on a GPU, on copies there.
+    """
+
+    def __init__(self, config: Config, worker: Worker, kernels: Kernels) -> None:
+        self._model = config.model.value
+        self._kernels = kernels
+        self._on_host = kernels.device == "cpu"
+        self._worker = worker
+        self._params = self._device_twin(worker.params)
+        self._grads = self._device_twin(worker.grads)
+
+    def gradient(self, dataset: Dataset, micro_batches: list[IndexArray]) -> tuple[float, int, int]:
+        """Fills ``worker.grads`` with the gradient of the mean loss over all micro-batches.
+
+        Returns that mean loss, the number classified correctly and the number of samples.
+        """
+        self.refresh()
+        samples = sum(len(indices) for indices in micro_batches)
+        loss, correct = 0.0, 0
+        for i, indices in enumerate(micro_batches):
+            share = len(indices) / samples
+            x, y = (self._kernels.asarray(part) for part in dataset.batch(indices))
+            one_loss, one_correct = self._model.loss_and_grad(
+                self._params, x, y, self._grads, self._kernels, scale=share, accumulate=i > 0
+            )
+            loss += share * one_loss
+            correct += one_correct
+        if not self._on_host:
+            for name, grad in self._grads.items():
+                self._kernels.copy_to_host(grad, self._worker.grads[name])
+        return loss, correct, samples
+
+    def refresh(self) -> None:
+        """Takes over parameters that a pull has changed."""
+        if not self._on_host:
+            for name, param in self._params.items():
+                self._kernels.copy_to_device(self._worker.params[name], param)
+
+    def evaluate(self, dataset: Dataset, indices: IndexArray) -> tuple[float, float]:
+        """Mean loss and accuracy on the samples ``indices``; NaN for no samples."""
+        self.refresh()
+        loss, correct = 0.0, 0
+        for start in range(0, len(indices), EVALUATION_BATCH):
+            batch = dataset.batch(indices[start : start + EVALUATION_BATCH])
+            x, y = (self._kernels.asarray(part) for part in batch)
+            part_loss, part_correct = self._model.evaluate(self._params, x, y, self._kernels)
+            loss, correct = loss + part_loss, correct + part_correct
+        n = len(indices)
+        return (loss / n, correct / n) if n else (float("nan"), float("nan"))
+
+    def _device_twin(self, arrays: Arrays) -> Mapping[str, Any]:
+        if self._on_host:
+            return arrays
+        return {name: self._kernels.asarray(array) for name, array in arrays.items()}
