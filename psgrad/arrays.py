@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,10 +35,17 @@ class Arrays(MutableMapping[str, Float32]):
         view = self[name]
         if np.shape(value) != view.shape:
             raise LayoutError(f"{name!r} has shape {view.shape}, got {np.shape(value)}")
+        dtype = np.asarray(value).dtype
+        if not np.can_cast(dtype, view.dtype, casting="same_kind"):
+            raise LayoutError(f"{name!r} takes real numbers, got {dtype}")
         np.copyto(view, value, casting="same_kind")
 
     def __delitem__(self, name: str) -> None:
         raise LayoutError(f"parameter {name!r} cannot be removed: the layout is fixed")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        # Mapping's own waits for a KeyError.
+        return self._views.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._views

@@ -210,7 +210,7 @@ def _take(values: dict[str, Any], table: str) -> dict[str, Any]:
 def _choose(table: str, names: Mapping[str, type], values: dict[str, Any]) -> Choice:
     options = _take(values, table)
     name = options.pop("name", next(iter(names)))
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise ConfigError(unknown_name(table, name, names))
     return Choice(name, _build(table, names[name], options, f"{table} {name!r}"))
 
@@ -249,7 +249,7 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
             raise ConfigError(f"{key} must be a list, got {value!r}")
         item = typing.get_args(hint)[0]
         return tuple(_convert(f"{key}[{i}]", v, item) for i, v in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"{key} must be {_article(hint)}, got {value!r}")
@@ -296,7 +296,9 @@ def _with_origin(error: ConfigError, origin: Mapping[str, str]) -> ConfigError:
     """The error with the file or variable that the value came from, where that is not plain."""
     text = str(error)
     for key, source in origin.items():
-        if text.startswith((key, f"unknown key {key!r}")) and source != "the command line":
+        table = key.removesuffix(".name")
+        begins = (f"{key} ", f"{key}:", f"{key}[", f"unknown key {key!r}", f"unknown {table} ")
+        if text.startswith(begins) and source != "the command line":
             return ConfigError(f"{text} (from {source})")
     return error
 

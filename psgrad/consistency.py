@@ -33,6 +33,8 @@ class Decision:
     @property
     def reason(self) -> str:
         """The decision in words, for logs and for the stall report."""
+        if self.bound is None:
+            return f"clock {self.clock} may go on: there is no staleness bound"
         if self.allowed:
             return f"clock {self.clock} is within {self.bound} of the slowest clock {self.slowest}"
         who = ", ".join(f"worker {index}" for index in self.waits_for)

@@ -36,10 +36,9 @@ class Coordinator:
 
     def meet(self, worker: int, sequence: int, part: dict[str, Any]) -> list[Outcome]:
         """A worker comes to a rendezvous: ``part`` has ``values`` and ``weight``."""
-        parts = self._open.setdefault(sequence, {})
-        if worker in parts or worker not in self.running:
+        if worker not in self.running or worker in self._open.get(sequence, ()):
             raise ProtocolError(f"worker {worker} is not expected at rendezvous {sequence}")
-        parts[worker] = part
+        self._open.setdefault(sequence, {})[worker] = part
         return self._complete()
 
     def finish(self, worker: int) -> list[Outcome]:

@@ -71,6 +71,12 @@ def parse(text: str, roles: Roles) -> Fault:
     factor = values.get("factor", 1.0)
     if not (math.isfinite(factor) and factor >= 1):
         raise ConfigError(f"inject {text!r}: factor must be finite and at least 1, got {factor}")
+    for key in ("step", "steps"):
+        count = values.get(key, 1.0)
+        if not (count >= 1 and count.is_integer()):
+            raise ConfigError(
+                f"inject {text!r}: {key} must be a whole number of at least 1, got {count:g}"
+            )
     return Fault(
         kind,
         int(values["rank"]),

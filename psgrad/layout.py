@@ -17,6 +17,7 @@ import hashlib
 import heapq
 import json
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -59,19 +60,27 @@ class SegmentOptions:
                 f"learning_rate_scale of segment {self.match!r} must be finite and at least 0, "
                 f"got {self.learning_rate_scale}"
             )
-        if self.weight_decay is not None and not self.weight_decay >= 0:
+        decay = self.weight_decay
+        if decay is not None and not (math.isfinite(decay) and decay >= 0):
             raise ConfigError(
-                f"weight_decay of segment {self.match!r} must be at least 0, "
-                f"got {self.weight_decay}"
+                f"weight_decay of segment {self.match!r} must be finite and at least 0, got {decay}"
             )
+        # Plain types: equal options must give equal texts, and NumPy's numbers have none.
+        plain: dict[str, object] = {
+            "learning_rate_scale": float(self.learning_rate_scale),
+            "weight_decay": None if decay is None else float(decay),
+            "buffer": bool(self.buffer),
+        }
         if self.members is not None:
-            members = tuple(sorted(set(self.members)))
+            members = tuple(sorted({operator.index(member) for member in self.members}))
             if not members or members[0] < 0:
                 raise ConfigError(
                     f"members of segment {self.match!r} must be one or more worker indices "
                     f"from 0 up, got {list(self.members)}; leave it out for all workers"
                 )
-            object.__setattr__(self, "members", members)
+            plain["members"] = members
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -146,5 +146,5 @@ def decode_json(payload: bytes | bytearray | memoryview) -> Any:
     """The inverse of ``encode_json``; raises ``WireError`` when the bytes are not JSON."""
     try:
         return json.loads(bytes(payload))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError(f"control payload is not JSON: {error}") from error

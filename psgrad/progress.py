@@ -46,7 +46,9 @@ class Progress:
         seconds = max(1e-9, now - (self._start if since is None else self._last))
         text = render(snapshot, since, seconds)
         if self._style == "line":
-            self._stream.write("\r" + text.ljust(self._width) + ("\n" if last else ""))
+            # Open MPI passes whole lines only; `psgrad run` leaves this newline out, so that the
+            # next line goes over this one.
+            self._stream.write("\r" + text.ljust(self._width) + ("\n" if last else "\r\n"))
             self._width = len(text)
         else:
             self._stream.write(text + "\n")

@@ -39,11 +39,11 @@ def create(folder: Path, config: Config) -> None:
 
     A folder that holds a run already is refused: nothing is overwritten.
     """
-    if (folder / "summary.json").exists():
-        raise ConfigError(
-            f"run_dir {folder} holds a finished run; choose another --run-dir or remove it"
-        )
     try:
+        if (folder / "summary.json").exists():
+            raise ConfigError(
+                f"run_dir {folder} holds a finished run; choose another --run-dir or remove it"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "config.toml", tomli_w.dumps(config.nested()).encode())
     except OSError as error:

@@ -12,6 +12,7 @@ Every step happens at most once for each (worker, clock, chunk).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -135,12 +136,17 @@ class Shard:
     def blocked(self) -> list[str]:
         """Why each unanswered message has no answer yet, in words."""
         return [
-            f"chunk {state.chunk.index}: worker {header.worker}: "
-            + may_answer(header.clock, state.clocks, self.rules.bound).reason
+            f"chunk {state.chunk.index}: worker {header.worker}: {self._reason(state, header)}"
             for state in self.chunks.values()
             for header in [pull.header for pull in state.pulls]
+            + [push.header for push in state.round.values()]
             + [push.header for queue in state.parked.values() for push in queue]
         ]
+
+    def _reason(self, state: ChunkState, header: Header) -> str:
+        if not state.ready:
+            return "the chunk has no initial value yet"
+        return may_answer(header.clock, state.clocks, self.rules.bound).reason
 
     def _fresh(self, chunk: Chunk, options: SegmentOptions, everyone: Sequence[int]) -> ChunkState:
         optimizer = self.rules.optimizer
@@ -167,6 +173,11 @@ class Shard:
         if worker not in state.clocks:
             raise ProtocolError(
                 f"worker {worker} pushes chunk {state.chunk.index} but is not a live member of it"
+            )
+        if not _carries_its_weight(push):
+            raise ProtocolError(
+                f"worker {worker} pushes chunk {state.chunk.index} with weight "
+                f"{push.header.weight}, {'without' if push.grad is None else 'with'} a gradient"
             )
         queue = state.parked.setdefault(worker, deque())
         expected = state.clocks[worker] + len(queue) + 1
@@ -205,7 +216,8 @@ class Shard:
 
     def _accepts(self, state: ChunkState, push: Push) -> bool:
         decision = may_accept(push.header.clock, state.clocks, self.rules.bound)
-        return state.ready and decision.allowed
+        # A round that is complete closes before its workers' pushes of the next one come in.
+        return state.ready and decision.allowed and push.header.worker not in state.round
 
     def _accept(self, state: ChunkState, push: Push) -> list[Reply]:
         worker, clock = push.header.worker, push.header.clock
@@ -306,6 +318,11 @@ class Shard:
         )
         stable = self.rules.bound == 0 and request.worker in state.clocks
         return Reply(header, params, stable, None if push is None else push.grad)
+
+
+def _carries_its_weight(push: Push) -> bool:
+    weight = push.header.weight
+    return weight == 0 if push.grad is None else 0 < weight < math.inf
 
 
 def _verdict(push: Push | None) -> Verdict:

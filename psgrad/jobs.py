@@ -1,0 +1,257 @@
+"""Runs a plan of :mod:`psgrad.launch` with everything it starts: nothing is left behind.
+
+The command is a group of processes of its own, and not only that: ranks leave the group of their
+mpiexec (Open MPI), or the whole session (Hydra), so that a signal to the group does not reach
+them. This process therefore adopts what loses its parent (Linux, "child subreaper") and finds all
+of it in ``/proc``.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+from psgrad.causes import Causes
+from psgrad.errors import CAUSE, LaunchError
+from psgrad.launch import Plan
+
+if TYPE_CHECKING:
+    import ctypes
+
+STDERR: Final = 2
+
+TICK_S: Final = 0.1
+TIDY_S: Final = 1.0  # for mpiexec to remove its files when its ranks are dead
+GONE_S: Final = 5.0  # for a killed process to disappear
+
+STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FATAL: Final = (
+    signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV,
+    signal.SIGPIPE, signal.SIGTERM,
+)  # fmt: skip
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+@dataclass
+class Child:
+    """The running command, and what is done to it when a signal asks us to stop."""
+
+    strangers: frozenset[int]  # children of ours that are no part of it
+    process: subprocess.Popen[bytes] | None = None
+    stops: list[int] = field(default_factory=list)
+    _kill_at: float | None = None
+
+    def stop(self, signum: int, _frame: FrameType | None = None) -> None:
+        """A signal has come: the first is passed on, the second kills."""
+        self.stops.append(signum)
+        self.obey()
+
+    def obey(self) -> None:
+        """Does what the last signal asks for, as soon as there is a process to do it to."""
+        if self.process is None or not self.stops:
+            return
+        if len(self.stops) == 1:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGTERM)
+        elif len(self.stops) == 2:
+            # Without its ranks mpiexec ends by itself, and removes its files.
+            self._kill_at = time.monotonic() + TIDY_S
+            kill(self._family() - {self.process.pid})
+        else:
+            kill(self._family())
+
+    def tick(self) -> None:
+        """Kills what was given time to end and did not."""
+        if self._kill_at is not None and time.monotonic() > self._kill_at:
+            kill(self._family())
+
+    def end(self) -> None:
+        """Leaves nothing: no process and no zombie, whatever state the command is in."""
+        if self.process is None:
+            return
+        if self.process.returncode is None:
+            kill(self._family() - {self.process.pid})
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(TIDY_S)
+        patience = time.monotonic() + TIDY_S
+        while (left := self._family()) and time.monotonic() < patience + GONE_S:
+            if self.process.poll() is None or time.monotonic() > patience:
+                kill(left)
+            for pid in left - {self.process.pid}:
+                with suppress(ChildProcessError):  # its own parent is still there
+                    os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.01)
+
+    def _family(self) -> set[int]:
+        return descendants(os.getpid(), apart_from=self.strangers)
+
+
+def run(plan: Plan, environ: Mapping[str, str]) -> int:
+    """Runs ``plan`` to its end; returns mpiexec's exit status, 128 + n if signal n ended it.
+
+    Standard output is inherited. Standard error is passed on as it comes, except for lines that
+    begin with ``errors.CAUSE``: the first of them is written last, after everything else, and the
+    others are dropped. Where there is none and the status is not 0, a line of ours says so.
+
+    SIGINT, SIGTERM and SIGHUP (unless ignored) are passed on once, as SIGTERM; a second one kills.
+    The status is then 128 + n of the first, unless the command ended well. If this process is
+    killed, mpiexec ends its ranks. Call it from the main thread.
+    """
+    child = Child(strangers=frozenset(_children().get(os.getpid(), ())))
+    causes = Causes()
+    with _signals(child.stop), _adopting() as libc:
+        try:
+            child.process = _start(plan, environ, libc)
+            child.obey()
+            status = _relay(child, child.process, causes)
+        finally:
+            child.end()
+    status = 128 - status if status < 0 else status
+    if status and child.stops:
+        status = 128 + child.stops[0]
+    closing = causes.first or _closing(plan.argv[0], status, child.stops).encode()
+    if closing:
+        _write(closing + b"\n")
+    return status
+
+
+def _start(plan: Plan, environ: Mapping[str, str], libc: ctypes.CDLL) -> subprocess.Popen[bytes]:
+    ours = os.getpid()
+    # What the kernel sends to mpiexec when we are no more. Open MPI's leaves its ranks behind if it
+    # is killed; a Hydra waits for deaf ones if it is not.
+    last_wish = signal.SIGTERM if plan.vendor == "openmpi" else signal.SIGKILL
+
+    def leave_with_us() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, int(last_wish), 0, 0, 0)
+        if os.getppid() != ours:  # too late: we are gone already
+            os._exit(1)
+
+    try:
+        return subprocess.Popen(
+            plan.argv,
+            env=plan.environment(environ),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=leave_with_us,
+        )
+    except OSError as error:
+        raise LaunchError(f"cannot start {plan.argv[0]}: {error.strerror}") from error
+
+
+def _relay(child: Child, process: subprocess.Popen[bytes], causes: Causes) -> int:
+    """Passes standard error on until the command has ended; returns its status."""
+    assert process.stderr is not None
+    source = process.stderr.fileno()
+    last = b"\n"
+    with process.stderr:
+        poll = select.poll()
+        poll.register(source, select.POLLIN)
+        while True:
+            # Asked before the pipe is looked at: what it wrote before it ended is in there now.
+            ended = process.poll() is not None
+            if poll.poll(TICK_S * 1000):
+                data = os.read(source, 1 << 16)
+                if not data:
+                    break
+                shown = causes.feed(data)
+                _write(shown)
+                last = shown[-1:] or last
+            elif ended:  # a process that outlives the command holds the pipe open
+                break
+            child.tick()
+    shown = causes.close()
+    _write(shown)
+    if (shown[-1:] or last) != b"\n":
+        _write(b"\n")
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(TICK_S)
+        child.tick()
+
+
+def _closing(program: str, status: int, stops: Sequence[int]) -> str:
+    """The last line where no rank wrote one; empty if there is nothing to say."""
+    if not status:
+        return ""
+    if stops:
+        return f"{CAUSE}stopped by {signal.Signals(stops[0]).name}"
+    fatal = {int(s): s.name for s in FATAL}
+    name = f" ({fatal[status - 128]})" if status - 128 in fatal else ""
+    if status in fatal:  # Hydra reports the signal that ended a rank in this way
+        name = f" ({fatal[status]}, if a signal ended a rank)"
+    return f"{CAUSE}{os.path.basename(program)} ended with status {status}{name}"
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """``handler`` for the signals that ask us to stop, but for those we were told to ignore."""
+    before = {s: signal.getsignal(s) for s in STOPS}
+    taken = [s for s in STOPS if before[s] is not signal.SIG_IGN]
+    for s in taken:
+        signal.signal(s, handler)
+    try:
+        yield
+    finally:
+        for s in taken:
+            signal.signal(s, before[s])
+
+
+@contextmanager
+def _adopting() -> Iterator[ctypes.CDLL]:
+    """Processes below us that lose their parent become our children. Yields the C library."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield libc
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def descendants(root: int, *, apart_from: Collection[int] = ()) -> set[int]:
+    """The processes below ``root``, zombies among them, but for some of its children and theirs."""
+    tree = _children()
+    found = [pid for pid in tree.get(root, ()) if pid not in apart_from]
+    for pid in found:  # it grows while it is walked
+        found += tree.get(pid, ())
+    return set(found)
+
+
+def _children() -> dict[int, list[int]]:
+    tree: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended meanwhile
+                # The name, in parentheses, may hold anything; after it: the state, the parent.
+                fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
+                tree.setdefault(int(fields[1]), []).append(int(entry.name))
+    return tree
+
+
+def kill(pids: Iterable[int]) -> None:
+    """SIGKILL for each of ``pids`` that is there and ours."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _write(data: bytes) -> None:
+    """``data`` to standard error, whole and at once."""
+    while data:
+        # A terminal may have been left in non-blocking mode by another program.
+        select.select([], [STDERR], [])
+        with suppress(BlockingIOError):
+            data = data[os.write(STDERR, data) :]

@@ -1,0 +1,122 @@
+"""The run folder: its name, its files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from psgrad import config, runfolder
+from psgrad.config import Source
+from psgrad.errors import ConfigError
+from psgrad.train import configure
+
+SUMMARY = {
+    "test_accuracy": 0.975,
+    "test_loss": 0.1234,
+    "seconds": 12.5,
+    "steps": 3000,
+    "samples_per_second": 12345.6,
+    "bytes_pushed": 12_340_000,
+    "bytes_pulled": 56_780_000,
+    "staleness_max": 2,
+    "staleness_bound": 3,
+    "skipped_steps": 0,
+}
+
+
+def make(**values):
+    return configure([Source("test", values)])
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({}, "runs/S-mlp-digits-ssp"),
+        ({"mode": "sync", "model.name": "softmax"}, "runs/S-softmax-digits-sync"),
+        ({"dataset.name": "/data/my set.csv", "mode": "async"}, "runs/S-mlp-my set-async"),
+    ],
+)
+def test_the_default_name(values, name):
+    assert runfolder.default_name(make(**values), "S") == name
+
+
+def test_the_configuration_in_the_folder_repeats_the_run(tmp_path):
+    original = make(**{"model.hidden": [7, 5], "optimizer.name": "adamw", "clip_norm": 2})
+    runfolder.create(tmp_path / "a" / "b", original)
+    assert configure([config.from_toml(tmp_path / "a" / "b" / "config.toml")]) == original
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["config.toml"]
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    runfolder.create(tmp_path, make())
+    runfolder.create(tmp_path, make(seed=2))  # it never ended: it may begin again
+    runfolder.save_summary(tmp_path, SUMMARY)
+    with pytest.raises(ConfigError, match="holds a finished run; choose another --run-dir or rem"):
+        runfolder.create(tmp_path, make())
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("file", "File exists"), ("file/run", "Not a directory"), ("x" * 300, "File name too long")],
+)
+def test_a_folder_that_cannot_be(tmp_path, name, problem):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        runfolder.create(tmp_path / name, make())
+    assert str(caught.value) == (
+        f"cannot write the run folder {tmp_path / name}: {problem}; choose another --run-dir"
+    )
+
+
+def test_the_model_comes_back(tmp_path):
+    flat = np.arange(20, dtype=np.float32)
+    params = {"w": flat[:12].reshape(3, 4), "column": flat[12:20].reshape(4, 2)[:, 1],
+              "scalar": flat[3:4].reshape(())}  # fmt: skip
+    runfolder.save_model(tmp_path, params)
+    loaded = load_file(tmp_path / "model.safetensors")
+    assert loaded.keys() == params.keys()
+    for name, value in params.items():
+        np.testing.assert_array_equal(loaded[name], value)
+        assert loaded[name].dtype == np.float32
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    runfolder.save_summary(tmp_path, {"steps": 1})
+    runfolder.save_summary(tmp_path, SUMMARY)
+    assert json.loads((tmp_path / "summary.json").read_text()) == SUMMARY
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    runfolder.save_summary(tmp_path, SUMMARY)
+    with pytest.raises(TypeError):
+        runfolder.save_summary(tmp_path, {"steps": object()})
+    assert json.loads((tmp_path / "summary.json").read_text()) == SUMMARY
+
+
+def test_the_digest_is_of_the_bits():
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float32)
+    assert runfolder.sha256({"a": a, "b": b}) == runfolder.sha256({"a": a.copy(), "b": b.copy()})
+    others = [{"a": a + 1, "b": b}, {"b": b, "a": a}, {"a": a.T, "b": b}, {"a": -0.0 * a, "b": b}]
+    assert len({runfolder.sha256(params) for params in [{"a": a, "b": b}, *others]}) == 5
+    zero = np.zeros(1, np.float32)
+    assert runfolder.sha256({"a": zero}) != runfolder.sha256({"a": -zero})
+
+
+def test_the_closing_lines(tmp_path):
+    assert runfolder.closing(SUMMARY, tmp_path) == (
+        "test accuracy  0.9750 (loss 0.1234)\n"
+        "wall time      12.50 s, 3000 steps, 12,346 samples/s\n"
+        "bytes moved    12.3 MB pushed, 56.8 MB pulled\n"
+        "staleness      at most 2 seen, bound 3\n"
+        f"run folder     {tmp_path}"
+    )
+
+
+def test_the_closing_lines_without_a_bound_and_with_skipped_steps(tmp_path):
+    text = runfolder.closing({**SUMMARY, "staleness_bound": None, "skipped_steps": 4}, tmp_path)
+    assert "at most 2 seen, bound none" in text
+    assert text.endswith("skipped        4 steps were not finite")
