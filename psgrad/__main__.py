@@ -7,7 +7,7 @@ if sys.path and sys.path[0] in ("", os.getcwd()) and not sys.flags.safe_path:
     # Python looks in the user's folder first: a json.py of theirs must not become psgrad's.
     del sys.path[0]
 
-from psgrad.cli import main  # noqa: E402
+from psgrad.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

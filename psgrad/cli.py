@@ -18,8 +18,6 @@ from psgrad.version import __version__
 if TYPE_CHECKING:
     from psgrad.config import Config
 
-USAGE_STATUS: Final = 2
-
 DESCRIPTION: Final = """\
 A parameter server for training over MPI.
 
@@ -92,19 +90,24 @@ def _main(argv: list[str]) -> int:
     commands.add_parser("train", help="train; every rank of an MPI job runs this", add_help=False)
     commands.add_parser("run", help="start an MPI job on this machine", add_help=False)
     arguments, rest = parser.parse_known_args(argv[:1])
+    if arguments.command is None and argv:
+        parser.error(f"the first argument is a command, train or run, got {argv[0]!r}")
     if arguments.command is None:
         parser.print_help()
-        return USAGE_STATUS if argv else 0
+        return 0
     return _train([*rest, *argv[1:]])
 
 
 def _train(argv: Sequence[str]) -> int:
-    arguments = _train_parser().parse_args(argv)
+    if {"-h", "--help"} & set(argv):
+        _train_parser().parse_args(argv)  # prints and exits
     os.environ.update(blas_threads(os.environ, len(os.sched_getaffinity(0)), os.cpu_count() or 1))
     from psgrad.train import train
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    train(lambda: _configure(arguments, os.environ), stamp)
+    terminal = os.environ.get("PSGRAD_TERMINAL") == "1"
+    # Wrong arguments, too, are for the ranks to agree on: one of them reports.
+    train(lambda: _configure(_train_parser().parse_args(argv), os.environ), stamp, terminal)
     return 0
 
 

@@ -30,7 +30,8 @@ MODES: Final = ("sync", "ssp", "async")
 PROGRESS: Final = ("auto", "line", "plain", "off")
 DEFAULT_STALENESS: Final = 3
 ENVIRONMENT_PREFIX: Final = "PSGRAD_"
-NOT_KEYS: Final = frozenset({"PSGRAD_MPI"})  # read by the launcher, no key of a run
+# No keys of a run: which MPI the launcher takes, and what it tells the ranks of the screen.
+NOT_KEYS: Final = frozenset({"PSGRAD_MPI", "PSGRAD_TERMINAL"})
 
 Tables = Mapping[str, Mapping[str, type]]
 """For each of ``model``, ``optimizer``, ``schedule``: name -> the dataclass of its options."""

@@ -209,7 +209,7 @@ def plan(launch: Launch, machine: Machine, environ: Mapping[str, str]) -> Plan:
     threads = kept.get("OMP_NUM_THREADS") or str(max(1, machine.cores // launch.ranks))
     defaults = {**SETTINGS[machine.vendor], **dict.fromkeys(THREADS, threads)}
     if machine.terminal:
-        defaults["PSGRAD_PROGRESS"] = "line"
+        defaults["PSGRAD_TERMINAL"] = "1"
     if machine.libmpi is not None and not machine.own:
         defaults["MPI4PY_LIBMPI"] = str(machine.libmpi)
     env = {name: value for name, value in defaults.items() if not kept.get(name)}

@@ -58,8 +58,8 @@ class Kind(enum.IntEnum):
     """What a message is; requests go from worker to server, answers come back."""
 
     REGISTER = 1  # payload: the worker's layout
-    REGISTERED = 2  # payload: empty, or why the registration is refused
-    INIT = 3  # payload: a chunk's first values, from worker 0
+    REGISTERED = 2  # payload: who sends the first values, or why the registration is refused
+    INIT = 3  # payload: a chunk's first values
     PUSH = 4  # payload: a gradient chunk; acknowledged by ACK
     PULL = 5  # answered by PARAMS
     STEP = 6  # a push and the pull that it makes due; answered by PARAMS

@@ -25,11 +25,15 @@ class Snapshot:
 
 
 class Progress:
-    """Prints at most one line every 0.1 s on a terminal, every 5 s elsewhere."""
+    """Prints at most one line every 0.1 s in style ``line``, every 5 s in ``plain``; none: ``off``.
+
+    The style is told, not found out: under Open MPI a rank's output looks like a terminal also
+    where it goes to a file.
+    """
 
     def __init__(self, stream: TextIO, style: str, now: Callable[[], float]) -> None:
         self._stream = stream
-        self._style = ("line" if stream.isatty() else "plain") if style == "auto" else style
+        self._style = style
         self._every = REDRAW_S if self._style == "line" else PLAIN_S
         self._now = now
         self._start = self._last = now()

@@ -3,7 +3,7 @@
 ::
 
     runs/20260102-030405-mlp-digits-ssp/
-        config.toml          every key of the run; `psgrad train config.toml` repeats it
+        config.toml          every key of the run but run_dir; `psgrad train config.toml` repeats it
         metrics.jsonl        one record a line
         model.safetensors    the parameters, by name
         summary.json         accuracy, time, bytes, staleness, ...
@@ -45,7 +45,9 @@ def create(folder: Path, config: Config) -> None:
                 f"run_dir {folder} holds a finished run; choose another --run-dir or remove it"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.toml", tomli_w.dumps(config.nested()).encode())
+        # Not run_dir: the file repeats the run, and that must go into another folder.
+        keys = {key: value for key, value in config.nested().items() if key != "run_dir"}
+        _write(folder / "config.toml", tomli_w.dumps(keys).encode())
     except OSError as error:
         raise ConfigError(
             f"cannot write the run folder {folder}: {error.strerror}; choose another --run-dir"

@@ -170,7 +170,7 @@ class Server:
         self._open_shard(self._layouts[first])
         for worker in sorted(self._layouts):
             header = Header(Kind.REGISTERED, Verdict.APPLIED, self._run, self._digest, worker)
-            self._send(worker, header)
+            self._send(worker, header, encode_json({"initial": first}))
 
     def _open_shard(self, layout: Layout) -> None:
         chunks = layout.chunks(self._chunk_bytes)

@@ -47,10 +47,13 @@ def configure(sources: list[Source]) -> Config:
 
 
 def train(
-    configuration: Callable[[], Config], stamp: str, comm: MPI.Intracomm | None = None
+    configuration: Callable[[], Config],
+    stamp: str,
+    terminal: bool = False,
+    comm: MPI.Intracomm | None = None,
 ) -> None:
     """Trains as one rank of ``comm``. ``configuration`` is called once the ranks can agree on its
-    errors; ``stamp``, a date and time, names the run folder."""
+    errors; ``stamp``, a date and time, names the run folder; ``terminal``: a person looks on."""
     with Session(comm) as session:
         config = session.agree(configuration)
         session.compare(config.flat())
@@ -69,7 +72,12 @@ def train(
 
         def main(worker: Worker) -> None:
             assert loaded is not None, "workers have data"
-            Trainer(config, worker, loaded, kernels, planted, folder, journal).run(session.rank)
+            style = config.progress if first_worker else "off"
+            if style == "auto":
+                style = "line" if terminal else "plain"
+            progress = Progress(sys.stderr, style, worker.now)
+            trainer = Trainer(config, worker, loaded, kernels, planted, folder, journal, progress)
+            trainer.run(session.rank)
 
         session.run(
             main,
@@ -102,6 +110,7 @@ class Trainer:
         planted: list[faults.Fault],
         folder: Path,
         sink: Sink,
+        progress: Progress,
     ) -> None:
         self._config = config
         self._worker = worker
@@ -110,6 +119,7 @@ class Trainer:
         self._planted = planted
         self._folder = folder
         self._sink = sink
+        self._progress = progress
         self._samples = 0
 
     def run(self, mpi_rank: int) -> None:
@@ -136,7 +146,6 @@ class Trainer:
     def _epochs(self, compute: Compute, mpi_rank: int) -> None:
         """All steps of this worker."""
         config, worker = self._config, self._worker
-        progress = self._progress()
         loss_now = accuracy_now = 0.0
         snapshot: Snapshot | None = None
         for epoch, micro_batches in self._steps():
@@ -160,9 +169,9 @@ class Trainer:
                 epoch, config.epochs, worker.clock, self._samples * share,
                 int(worker.wire_nbytes * share), loss_now, accuracy_now, worker.staleness,
             )  # fmt: skip
-            progress.show(snapshot)
+            self._progress.show(snapshot)
         if snapshot is not None:
-            progress.show(snapshot, last=True)
+            self._progress.show(snapshot, last=True)
 
     def _steps(self) -> Iterator[tuple[int, list[IndexArray]]]:
         """(epoch, micro-batches) of each step; a step never spans two epochs."""
@@ -176,10 +185,6 @@ class Trainer:
                 group = [indices for _, indices in islice(batches, min(left, config.accumulate))]
                 left -= len(group)
                 yield epoch, group
-
-    def _progress(self) -> Progress:
-        style = self._config.progress if self._worker.rank == 0 else "off"
-        return Progress(sys.stderr, style, self._worker.now)
 
     def _opening(self) -> str:
         config, worker, layout = self._config, self._worker, self._worker.layout

@@ -128,7 +128,8 @@ class Worker:
         """Announces the parameters and returns them as views that every pull refreshes in place.
 
         Every worker calls it once, with the same names, shapes and order; float32 only. Worker 0's
-        values win. Raises ``LayoutError`` on all workers, naming the one that differs.
+        values win (where its main has returned already: those of the first that registers).
+        Raises ``LayoutError`` on all workers, naming the one that differs.
         """
         if self._state is not None:
             raise LayoutError("register() takes all parameters in one call, it was called twice")
@@ -136,13 +137,14 @@ class Worker:
         for header, payload in self._links.ask_all(
             Header(Kind.REGISTER), Kind.REGISTERED, layout.to_json().encode()
         ):
+            answer = decode_json(payload)
             if header.verdict is Verdict.REFUSED:
-                raise self._alike(LayoutError(decode_json(payload)["error"]))
+                raise self._alike(LayoutError(answer["error"]))
         self._state = state = self._lay_out(layout)
         self._links.receive_params_into(
             lambda index: state.flat_params[state.chunks[index].start : state.chunks[index].stop]
         )
-        if self.rank == 0:
+        if self.rank == answer["initial"]:
             for name, view in state.params.items():
                 np.copyto(view, np.asarray(arrays[name]))
             for chunk in state.chunks:
@@ -157,7 +159,7 @@ class Worker:
         ``grads`` is the gradient of the mean loss over ``weight`` samples, copied into ``grads``;
         None sends ``self.grads`` as it is. When it returns, the parameters are fresh: in sync mode
         they hold every worker's gradient of this clock, otherwise they rest on all pushes up to
-        ``clock - staleness``.
+        clock - s, with the bound s.
 
         A gradient with NaN or infinity is not applied, not even a part of it: the step counts in
         ``skipped`` and moves the clock. Raises ``NonFiniteError`` after 10 of them in a row.

@@ -102,7 +102,9 @@ def test_npz_size_in_the_zip_directory_is_not_believed(tmp_path):
     with zipfile.ZipFile(path) as archive:
         assert archive.getinfo("x.npy").file_size == claimed
     text = refused(read_npz, path)
-    assert text.startswith(": array 'x' declares 3355443200 bytes (33554432, 100), but the file")
+    # Newer zipfile modules refuse the directory themselves.
+    declares = ": array 'x' declares 3355443200 bytes (33554432, 100), but the file"
+    assert text.startswith(declares) or "is not a sound npz file" in text
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"\x93NUMPY", b"PK\5\6" + bytes(18)])

