@@ -49,7 +49,7 @@ def trained(monkeypatch):
     """The configurations that ``psgrad train`` would have run."""
     configurations = []
 
-    def train(configuration, stamp):
+    def train(configuration, stamp, terminal):
         assert re.fullmatch(r"\d{8}-\d{6}", stamp)
         configurations.append(configuration())
 
@@ -288,7 +288,7 @@ def test_roles_that_cannot_be_start_no_job(capsys, started, ranks, argv, text):
     [(None, "psgrad: error: text\n"), (True, "psgrad: error: text\n"), (False, "")],
 )
 def test_an_error_that_all_ranks_raise_is_told_by_one(capsys, monkeypatch, spokesman, told):
-    def train(configuration, stamp):
+    def train(configuration, stamp, terminal):
         error = ConfigError("text")
         error.spokesman = spokesman
         raise error
@@ -374,7 +374,6 @@ def test_thread_counts_of_the_user_stay():
         ([], 0),
         (["train", "--help"], 0),
         (["run", "--help"], 0),
-        (["train", "--bogus"], 2),
         (["run", "--np", "0"], 2),
         (["run", "--dry-run", "--mpiexec", "/none", "--", "python", "my.py"], 2),
     ],
