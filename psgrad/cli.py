@@ -43,6 +43,9 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--accumulate": ("accumulate", "micro-batches in one step (1)"),
     "--clip-norm": ("clip_norm", "clip each worker's gradient to this L2 norm"),
     "--epochs": ("epochs", "passes over the training data (20)"),
+    "--codec": ("codec", "how gradients travel: topk:0.01, int8, ... (none)"),
+    "--pull-codec": ("pull_codec", "how parameters travel: fp16, bf16, int8, int4 (none)"),
+    "--feedback": ("feedback", "what becomes of what a codec does not send: auto, none, ef, dgc"),
     "--partition": ("dataset.partition", "samples to workers: iid, by-label or contiguous"),
     "--seed": ("seed", "of parameters, data split and batches (1)"),
     "--device": ("device", "auto, cpu or gpu"),
@@ -50,7 +53,10 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--run-dir": ("run_dir", "run folder (runs/DATE-MODEL-DATASET-MODE)"),
     "--progress": ("progress", "auto, line, plain or off"),
 }
-STRINGS: Final = frozenset({"--model", "--dataset", "--run-dir"})  # a file may be called 7
+# Never TOML: a file may be called 7.
+STRINGS: Final = frozenset(
+    {"--model", "--dataset", "--run-dir", "--codec", "--pull-codec", "--feedback"}
+)
 
 
 BLAS_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -73,6 +73,9 @@ class Config:
     batch_size: int = _key(32, "samples in a (micro-)batch of one worker", least=1)
     accumulate: int = _key(1, "micro-batches in one step", least=1)
     clip_norm: float | None = _key(None, "clip each worker's gradient to this L2 norm", above=0)
+    codec: str = _key("none", "how gradients travel, such as topk:0.01 or int8")
+    pull_codec: str = _key("none", "how parameters travel, such as int8 or fp16")
+    feedback: str = _key("auto", "what becomes of what a codec does not send: auto, none, ef, dgc")
     seed: int = _key(1, "of parameters, data split and batches", least=0)
     device: str = _key("auto", "auto, cpu or gpu", among=("auto", "cpu", "gpu"))
     chunk_bytes: int = _key(0, "bytes of a chunk; 0: the default grid", least=0)
@@ -124,6 +127,7 @@ def resolve(sources: Sequence[Source], tables: Tables, dataset: type) -> Config:
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for source in sources:
+        _forget_options(values, source.values, tables)
         for key, value in source.values.items():
             values[key] = value
             origin[key] = source.name
@@ -203,6 +207,14 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _forget_options(values: dict[str, Any], later: Mapping[str, Any], tables: Tables) -> None:
+    """Drops what earlier sources said of an entry that a later source replaces by another."""
+    for table in tables:
+        name = f"{table}.name"
+        if name in later and name in values and later[name] != values[name]:
+            _take(values, table)
+
+
 def _take(values: dict[str, Any], table: str) -> dict[str, Any]:
     keys = [key for key in values if key.startswith(f"{table}.")]
     return {key.removeprefix(f"{table}."): values.pop(key) for key in keys}
@@ -217,7 +229,8 @@ def _choose(table: str, names: Mapping[str, type], values: dict[str, Any]) -> Ch
 
 
 def _build(table: str, kind: type, options: Mapping[str, Any], what: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    # Python 3.10 takes the marker KW_ONLY for a type that it cannot be.
+    hints = typing.get_type_hints(kind, localns={"KW_ONLY": Any})
     known = {entry.name for entry in dataclasses.fields(kind)}
     for key in options:
         if key not in known:

@@ -60,15 +60,17 @@ class Coordinator:
 def combine(parts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """The weighted mean of each value over the workers, in worker order, in float64.
 
-    ``{"mean": {...}}``, or ``{"error": text}`` when the workers brought different names.
+    ``{"mean": {...}}``; when the workers brought different names, ``{"error": text, "first": w}``,
+    where w is the first of them.
     """
     first, *others = sorted(parts)
     names = list(parts[first]["values"])
     for worker in others:
         if set(parts[worker]["values"]) != set(names):
             return {
+                "first": first,
                 "error": f"worker {worker} brought {sorted(parts[worker]['values'])} to "
-                f"mean(), worker {first} brought {sorted(names)}; all must bring the same names"
+                f"mean(), worker {first} brought {sorted(names)}; all must bring the same names",
             }
     total = sum(parts[worker]["weight"] for worker in sorted(parts))
     mean = {

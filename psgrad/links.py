@@ -12,9 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
+from psgrad.codecs.base import Bytes, Codec, write_into
 from psgrad.errors import ProtocolError
 from psgrad.layout import Float32
-from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Header, Kind
+from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind
 from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
 
@@ -31,7 +34,9 @@ class Answered:
 class ServerLinks:
     """All of one worker's traffic."""
 
-    def __init__(self, transport: Transport, roles: Roles, run: int, window: int) -> None:
+    def __init__(
+        self, transport: Transport, roles: Roles, run: int, window: int, pull: Codec | None = None
+    ) -> None:
         self.answered = Answered()
         self.wire_nbytes = 0
         self._transport = transport
@@ -39,8 +44,10 @@ class ServerLinks:
         self._worker = roles.worker_of(transport.rank)
         self._run = run
         self._window = window
+        self._pull = pull  # what encoded parameters are to be opened with
         self._unanswered = dict.fromkeys(self._servers, 0)
-        self._placed: dict[int, deque[bytearray]] = {rank: deque() for rank in self._servers}
+        # Memory of payloads under way that is not the parameters' own, oldest first.
+        self._placed: dict[int, deque[Bytes]] = {rank: deque() for rank in self._servers}
         self._inbox: deque[tuple[Header, bytes]] = deque()
         self._params_of: Callable[[int], Float32] | None = None
         transport.connect(self._servers)
@@ -99,18 +106,34 @@ class ServerLinks:
             self.answered.rate, self.answered.version = header.rate, header.version
             if header.kind is Kind.PARAMS:
                 self.answered.staleness = max(0, header.clock - header.slowest)
+            if header.flags & Flag.ENCODED and header.kind is Kind.PARAMS:
+                self._decode(header.chunk, self._placed[server].popleft())
         else:
-            payload = bytes(self._placed[server].popleft()) if header.nbytes else b""
+            payload = self._placed[server].popleft().tobytes() if header.nbytes else b""
             self._inbox.append((header, payload))
 
     def _place(self, server: int, header: Header) -> Buffer:
-        if header.kind is Kind.PARAMS and self._params_of is not None:
-            return self._params_of(header.chunk)
-        if header.nbytes > CONTROL_LIMIT:
+        if header.kind is Kind.PARAMS and not header.flags & Flag.ENCODED:
+            return self._params(header.chunk)
+        limit = CONTROL_LIMIT
+        if header.kind is Kind.PARAMS and self._pull is not None:
+            limit = self._pull.nbytes_max(self._params(header.chunk).size)
+        if header.nbytes > limit:
             raise ProtocolError(
-                f"server {server} announces a control message of {header.nbytes} bytes, "
-                f"the limit is {CONTROL_LIMIT}"
+                f"server {server} announces {header.nbytes} bytes of {header.kind.name}, "
+                f"the limit is {limit}"
             )
-        memory = bytearray(header.nbytes)
+        memory = np.empty(header.nbytes, np.uint8)
         self._placed[server].append(memory)
         return memory
+
+    def _params(self, chunk: int) -> Float32:
+        if self._params_of is None:
+            raise ProtocolError(f"parameters of chunk {chunk} came before they were registered")
+        return self._params_of(chunk)
+
+    def _decode(self, chunk: int, payload: Bytes) -> None:
+        if self._pull is None:
+            raise ProtocolError("encoded parameters came, but this run has no pull codec")
+        params = self._params(chunk)
+        write_into(self._pull.open(payload, params.size), params)

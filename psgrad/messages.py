@@ -7,7 +7,7 @@ magic           4  ``PSG1``
 format          1  1
 kind            1  a ``Kind``
 verdict         1  a ``Verdict``; ``NONE`` in requests
-flags           1  0, kept for later formats
+flags           1  ``Flag`` bits
 run             8  the run's id: a message of another run is refused
 layout          8  the layout's digest, 0 before there is one
 worker          4  worker index of the sender or of the addressee
@@ -88,6 +88,13 @@ _KINDS: Final = MappingProxyType({int(kind): kind for kind in Kind})
 _VERDICTS: Final = MappingProxyType({int(verdict): verdict for verdict in Verdict})
 
 
+class Flag(enum.IntFlag):
+    """How a chunk's payload is written, or is wanted."""
+
+    ENCODED = 1  # by the run's codec (of pushes, or of pulls); without it, float32
+    DENSE = 2  # in a PULL or STEP: answer with float32 whatever the pull codec
+
+
 class Header(NamedTuple):
     """The fields of the table above, without magic, format and checksum."""
 
@@ -107,13 +114,14 @@ class Header(NamedTuple):
     rate: float = NO_RATE
     nbytes: int = 0
     sequence: int = 0
+    flags: int = 0
 
     def encode(self) -> bytes:
         """The header's ``HEADER_NBYTES`` bytes."""
         kind, verdict, run, layout, worker, incarnation, view, segment, chunk, *rest = self
-        clock, slowest, version, weight, rate, nbytes, sequence = rest
+        clock, slowest, version, weight, rate, nbytes, sequence, flags = rest
         body = _BODY.pack(
-            MAGIC, FORMAT, kind, verdict, 0, run, layout, worker, incarnation, view, segment,
+            MAGIC, FORMAT, kind, verdict, flags, run, layout, worker, incarnation, view, segment,
             chunk, 0, clock, slowest, version, weight, rate, nbytes, sequence,
         )  # fmt: skip
         return body + _CHECKSUM.pack(zlib.crc32(body))
@@ -126,12 +134,12 @@ class Header(NamedTuple):
         (checksum,) = _CHECKSUM.unpack_from(data, _BODY.size)
         if zlib.crc32(memoryview(data)[: _BODY.size]) != checksum:
             raise WireError("header checksum does not match: the message was damaged on its way")
-        magic, version, kind, verdict, _flags, *fields = _BODY.unpack_from(data)
+        magic, version, kind, verdict, flags, *fields = _BODY.unpack_from(data)
         if magic != MAGIC or version != FORMAT:
             raise WireError(f"expected {MAGIC!r} format {FORMAT}, got {magic!r} format {version}")
         if kind not in _KINDS or verdict not in _VERDICTS:
             raise WireError(f"unknown kind {kind} or verdict {verdict}")
-        return cls(_KINDS[kind], _VERDICTS[verdict], *fields[:7], *fields[8:])
+        return cls(_KINDS[kind], _VERDICTS[verdict], *(*fields[:7], *fields[8:], flags))
 
 
 def encode_json(record: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
@@ -50,7 +51,7 @@ class Journal:
         """Appends to ``metrics.jsonl``; on other ranks than the one that keeps it, nothing."""
         if self._metrics is not None:
             line = {"seconds": round(self._now() - self._start, 6), "kind": kind, **fields}
-            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.write(to_json(line) + "\n")
 
     def log(self, text: str) -> None:
         """Appends to the rank's log, with the seconds since the start."""
@@ -61,6 +62,19 @@ class Journal:
         self._log.close()
         if self._metrics is not None:
             self._metrics.close()
+
+
+def to_json(record: Any) -> str:
+    """One line of JSON; numbers that JSON does not have, NaN and infinities, become null."""
+    return json.dumps(_finite(record), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _open(path: Path) -> TextIOWrapper:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.numpy import save
 
 from psgrad.config import Config
 from psgrad.errors import ConfigError
+from psgrad.metrics import to_json
 
 
 def default_name(config: Config, stamp: str) -> str:
@@ -62,7 +62,7 @@ def save_model(folder: Path, params: Mapping[str, NDArray[np.float32]]) -> None:
 
 def save_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Writes ``summary.json``: when it exists, the run has ended well."""
-    _write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    _write(folder / "summary.json", (to_json(summary) + "\n").encode())
 
 
 def sha256(params: Mapping[str, NDArray[np.float32]]) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from psgrad.codecs import Bytes, Codec, Compression, Key, Opened, Workspace
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import ProtocolError
 from psgrad.layout import Float32, Layout, assign, balance, difference
 from psgrad.messages import (
     CONTROL_LIMIT,
     HEADER_NBYTES,
+    Flag,
     Header,
     Kind,
     Verdict,
@@ -25,8 +28,39 @@ from psgrad.metrics import Sink
 from psgrad.roles import Roles
 from psgrad.shard import Counters, Reply, Rules, Shard
 from psgrad.transport import Buffer, Sent, Transport
+from psgrad.update import Gradient
 
+SERVERS_STREAM: Final = 0xFFFFFFFF
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
+
+
+Memory: TypeAlias = NDArray[Any]
+
+
+class ParamsEncoder:
+    """Parameters as they are sent: encoded once for each version of a chunk."""
+
+    def __init__(self, codec: Codec | None) -> None:
+        self._codec = codec
+        self._work = Workspace()
+        self._payloads: dict[int, tuple[int, Bytes, int]] = {}  # chunk -> version, memory, nbytes
+
+    def encode(self, reply: Reply) -> tuple[Header, Memory | None]:
+        """The header and the payload of ``reply``; a payload is good until the next version."""
+        header, params, codec = reply.header, reply.params, self._codec
+        if params is None:
+            return header._replace(flags=0), None
+        if codec is None or header.flags & Flag.DENSE:
+            return header._replace(flags=0), params
+        version, memory, nbytes = self._payloads.get(header.chunk, (-1, None, 0))
+        if memory is None:
+            memory = np.zeros(codec.nbytes_max(params.size), np.uint8)
+        if version != header.version:
+            # No worker pushes as this one: stochastic rounding has a stream of its own.
+            key = Key(seed=0, worker=SERVERS_STREAM, step=header.version, start=header.chunk)
+            nbytes = codec.encode(params, None, memory, key, self._work)
+            self._payloads[header.chunk] = (header.version, memory, nbytes)
+        return header._replace(flags=int(Flag.ENCODED), nbytes=nbytes), memory[:nbytes]
 
 
 @dataclass
@@ -48,6 +82,7 @@ class Server:
         chunk_bytes: int,
         run: int,
         sink: Sink,
+        compression: Compression | None = None,
     ) -> None:
         self._transport = transport
         self._roles = roles
@@ -55,6 +90,7 @@ class Server:
         self._chunk_bytes = chunk_bytes
         self._run = run
         self._sink = sink
+        self._compression = compression or Compression()
         self._running = set(range(roles.workers))
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
         self._layouts: dict[int, Layout] = {}
@@ -64,8 +100,12 @@ class Server:
         self._traffic = Traffic()
         # Payloads that have a place and are not delivered yet, oldest first, by rank.
         self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
-        self._free: dict[int, list[Float32]] = defaultdict(list)  # gradient memory by elements
-        self._copies: list[tuple[Sent, Float32]] = []
+        # Memory that nothing lies in: of bare gradients by elements, of payloads by chunk size.
+        self._free: dict[int, list[Float32]] = defaultdict(list)
+        self._free_bytes: dict[int, list[Bytes]] = defaultdict(list)
+        self._opened: dict[int, tuple[int, Bytes]] = {}  # chunk size, memory; by id of the Opened
+        self._encoder = ParamsEncoder(self._compression.pull)
+        self._copies: list[tuple[Sent, Memory]] = []
 
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
@@ -74,6 +114,7 @@ class Server:
             message = self._transport.receive(self._place)
             assert message is not None, "receive without a timeout returns a message"
             peer, header = message
+            self._check_sender(peer, header)
             payload = self._placed[peer].popleft() if header.nbytes else None
             self._handle(header, payload)
         if self._shard is not None and (blocked := self._shard.blocked()):
@@ -81,8 +122,7 @@ class Server:
 
     def _place(self, peer: int, header: Header) -> Buffer:
         """Memory for a payload, after a look at every field that it depends on."""
-        if header.run != self._run:
-            raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
+        self._check_sender(peer, header)
         if header.kind in CHUNK_KINDS:
             memory: Buffer = self._chunk_memory(peer, header)
         elif header.nbytes <= CONTROL_LIMIT:
@@ -92,12 +132,29 @@ class Server:
         self._placed[peer].append(memory)
         return memory
 
-    def _chunk_memory(self, peer: int, header: Header) -> Float32:
+    def _check_sender(self, peer: int, header: Header) -> None:
+        if header.run != self._run:
+            raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
+        worker = self._roles.worker_of(peer)
+        if header.worker != worker:
+            raise ProtocolError(f"rank {peer} sends as worker {header.worker}, it is {worker}")
+
+    def _chunk_memory(self, peer: int, header: Header) -> Buffer:
         if self._shard is None or header.chunk not in self._shard.chunks:
             raise ProtocolError(f"rank {peer} pushes chunk {header.chunk}, which is not here")
         if header.layout != self._digest:
             raise ProtocolError(f"rank {peer} pushes with another layout")
         chunk = self._shard.chunks[header.chunk].chunk
+        codec = self._compression.push
+        if header.flags & Flag.ENCODED and header.kind is not Kind.INIT and codec is not None:
+            limit = codec.nbytes_max(chunk.size)
+            if header.nbytes > limit:
+                raise ProtocolError(
+                    f"rank {peer} pushes {header.nbytes} bytes of {codec.name} to chunk "
+                    f"{chunk.index}, the limit is {limit}"
+                )
+            spare = self._free_bytes[chunk.size]
+            return (spare.pop() if spare else np.zeros(limit, np.uint8))[: header.nbytes]
         if header.nbytes != chunk.nbytes:
             raise ProtocolError(
                 f"rank {peer} pushes {header.nbytes} bytes to chunk {chunk.index} "
@@ -122,9 +179,11 @@ class Server:
         else:
             self._serve_chunk(self._shard, header, payload)
 
-    def _serve_chunk(self, shard: Shard, header: Header, payload: Float32 | None) -> None:
+    def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:
         if header.kind in CHUNK_KINDS:
             self._traffic.bytes_pushed += HEADER_NBYTES + header.nbytes
+        if header.flags & Flag.ENCODED and payload is not None:
+            payload = self._open(shard, header, payload)
         for reply in shard.handle(header, payload):
             self._reply(reply)
         if header.kind is Kind.LEAVE:
@@ -133,24 +192,39 @@ class Server:
 
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None:
-            self._free[reply.released.size].append(reply.released)
-        header, params = reply.header, reply.params
+            self._release(reply.released)
+        header, payload = self._encoder.encode(reply)
         self._traffic.bytes_pulled += HEADER_NBYTES + header.nbytes
         peer = self._roles.rank_of(header.worker)
-        if params is None or reply.stable:
-            self._transport.send(peer, header, params)
+        if payload is None or reply.stable:
+            self._transport.send(peer, header, payload)
         else:
-            copy = self._copy(params)
+            copy = self._copy(payload)
             self._copies.append((self._transport.send(peer, header, copy), copy))
 
-    def _copy(self, params: Float32) -> Float32:
+    def _open(self, shard: Shard, header: Header, payload: Bytes) -> Opened:
+        codec, size = self._compression.push, shard.chunks[header.chunk].chunk.size
+        assert codec is not None, "_chunk_memory has looked"
+        opened = codec.open(payload, size)
+        memory = payload if payload.base is None else payload.base
+        self._opened[id(opened)] = (size, memory)
+        return opened
+
+    def _release(self, gradient: Gradient) -> None:
+        if isinstance(gradient, np.ndarray):
+            self._free[gradient.size].append(gradient)
+        else:
+            size, memory = self._opened.pop(id(gradient))
+            self._free_bytes[size].append(memory)
+
+    def _copy(self, payload: Memory) -> Memory:
         """A snapshot that a later update cannot change while it is being sent."""
         for i, (sent, memory) in enumerate(self._copies):
-            if memory.size == params.size and sent.done():
+            if memory.nbytes == payload.nbytes and memory.dtype == payload.dtype and sent.done():
                 del self._copies[i]
-                np.copyto(memory, params)
+                np.copyto(memory, payload)
                 return memory
-        return params.copy()
+        return payload.copy()
 
     def _register_if_all_came(self) -> None:
         if self._shard is not None or not self._layouts or not self._running <= set(self._layouts):
@@ -165,12 +239,12 @@ class Server:
             text = "parameters differ between workers: " + problems[0]
             for worker in sorted(self._layouts):
                 refused = Header(Kind.REGISTERED, Verdict.REFUSED, self._run, worker=worker)
-                self._send(worker, refused, encode_json({"error": text}))
+                self._send(worker, refused, encode_json({"error": text, "first": first}))
             return
         self._open_shard(self._layouts[first])
         for worker in sorted(self._layouts):
             header = Header(Kind.REGISTERED, Verdict.APPLIED, self._run, self._digest, worker)
-            self._send(worker, header, encode_json({"initial": first}))
+            self._send(worker, header, encode_json({"first": first}))
 
     def _open_shard(self, layout: Layout) -> None:
         chunks = layout.chunks(self._chunk_bytes)

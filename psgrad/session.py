@@ -19,9 +19,10 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from psgrad.codecs import Compression
 from psgrad.crash import describe, exit_status, say
 from psgrad.errors import ConfigError, PsgradError
-from psgrad.layout import SegmentOptions
+from psgrad.layout import SMALLEST_CHUNK_BYTES, SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.roles import Roles
@@ -53,6 +54,10 @@ def run(
     clip_norm: float | None = None,
     chunk_bytes: int = 0,
     window: int = 8,
+    codec: str = "none",
+    pull_codec: str = "none",
+    feedback: str = "auto",
+    seed: int = 0,
     comm: MPI.Intracomm | None = None,
 ) -> T | None:
     """Runs ``main(worker)`` on every worker rank and serves parameters on the others.
@@ -66,7 +71,9 @@ def run(
     otherwise every push is one full optimizer step of its own. ``optimizer`` defaults to
     ``SGD()``; ``segments`` gives tensors their own options; ``clip_norm`` bounds the L2 norm of
     each worker's gradient; ``chunk_bytes`` 0 is the default grid; ``window`` is how many
-    unanswered chunks a worker may have at one server.
+    unanswered chunks a worker may have at one server. ``codec`` and ``pull_codec`` are specs such
+    as ``"topk:0.01"`` for what gradients and parameters travel as, ``feedback`` says what becomes
+    of the part of a gradient that is not sent, and ``seed`` keys the codecs' randomness.
 
     Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
     arguments that differ between ranks. An exception in main ends the whole job.
@@ -82,6 +89,10 @@ def run(
             clip_norm=clip_norm,
             chunk_bytes=chunk_bytes,
             window=window,
+            codec=codec,
+            pull_codec=pull_codec,
+            feedback=feedback,
+            seed=seed,
         )
 
 
@@ -167,6 +178,10 @@ class Session:
         clip_norm: float | None = None,
         chunk_bytes: int = 0,
         window: int = 8,
+        codec: str = "none",
+        pull_codec: str = "none",
+        feedback: str = "auto",
+        seed: int = 0,
         sink: Sink | None = None,
     ) -> T | None:
         """``psgrad.run`` within this session; ``sink`` takes a server's log lines."""
@@ -179,17 +194,32 @@ class Session:
             "clip_norm": clip_norm,
             "chunk_bytes": chunk_bytes,
             "window": window,
+            "codec": codec,
+            "pull_codec": pull_codec,
+            "feedback": feedback,
+            "seed": seed,
         }
         roles = self.agree(lambda: _validate(self.size, options))
         self.compare(options)
+        compression = Compression.of(codec, pull_codec, feedback)
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         comm = self.transport.subgroup(list(roles.worker_ranks))
         try:
             if roles.is_server(self.rank):
                 rules = Rules(options["optimizer"], options["schedule"], staleness)
-                Server(self.transport, roles, rules, chunk_bytes, run_id, sink or Silent()).serve()
+                Server(
+                    self.transport,
+                    roles,
+                    rules,
+                    chunk_bytes,
+                    run_id,
+                    sink or Silent(),
+                    compression,
+                ).serve()
                 return None
-            settings = Settings(chunk_bytes, window, clip_norm, tuple(segments), run_id)
+            settings = Settings(
+                chunk_bytes, window, clip_norm, tuple(segments), run_id, compression, seed
+            )
             worker = Worker(self.transport, roles, settings, comm)
             try:
                 value = main(worker)
@@ -227,13 +257,16 @@ def _validate(size: int, options: Mapping[str, Any]) -> Roles:
         )
     if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
         raise ConfigError(f"clip_norm must be above 0, or None for no clipping, got {clip_norm}")
-    if not 0 <= chunk_bytes <= LARGEST_CHUNK_BYTES:
+    if chunk_bytes and not SMALLEST_CHUNK_BYTES <= chunk_bytes <= LARGEST_CHUNK_BYTES:
         raise ConfigError(
-            f"chunk_bytes must be from 0 (the default grid) to {LARGEST_CHUNK_BYTES}, "
-            f"got {chunk_bytes}"
+            f"chunk_bytes must be from {SMALLEST_CHUNK_BYTES} to {LARGEST_CHUNK_BYTES}, or 0 for "
+            f"the default grid, got {chunk_bytes}"
         )
     if window < 1:
         raise ConfigError(f"window must be at least 1 chunk, got {window}")
+    if not 0 <= options["seed"] < 1 << 32:
+        raise ConfigError(f"seed must be from 0 to 2^32 - 1, got {options['seed']}")
+    Compression.of(options["codec"], options["pull_codec"], options["feedback"])
     roles = Roles(size, options["servers"])
     for segment in options["segments"]:
         if segment.members is not None and segment.members[-1] >= roles.workers:

@@ -25,7 +25,7 @@ from psgrad.layout import Chunk, Float32, Layout, SegmentOptions
 from psgrad.messages import NO_RATE, Header, Kind, Verdict
 from psgrad.optimizers import Optimizer
 from psgrad.schedules import Schedule
-from psgrad.update import Hyperparameters, Updater
+from psgrad.update import Gradient, Hyperparameters, Updater
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Reply:
     header: Header
     params: Float32 | None = None
     stable: bool = False
-    released: Float32 | None = None
+    released: Gradient | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Push:
     """A gradient chunk as it lies in a receive buffer; ``grad`` is None for an empty push."""
 
     header: Header
-    grad: Float32 | None
+    grad: Gradient | None
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Shard:
             for chunk in chunks
         }
 
-    def handle(self, header: Header, payload: Float32 | None = None) -> list[Reply]:
+    def handle(self, header: Header, payload: Gradient | None = None) -> list[Reply]:
         """Takes one message of a worker and returns every answer that is due because of it.
 
         ``payload`` must stay untouched until the push that it belongs to is answered. Raises
@@ -161,7 +161,7 @@ class Shard:
         )
 
     def _initialise(self, state: ChunkState, push: Push) -> list[Reply]:
-        if state.ready or push.grad is None:
+        if state.ready or not isinstance(push.grad, np.ndarray):
             raise ProtocolError(f"chunk {state.chunk.index} takes one initial value")
         np.copyto(state.params, push.grad)
         state.ready = True
@@ -226,7 +226,7 @@ class Shard:
             state.round[worker] = push
             return []
         self._set_rate(state, [push])
-        self._apply(state, [push], position=state.position)
+        self._apply(state, [push], state.position)
         if push.grad is not None:
             state.position += 1 / len(state.clocks)
         return self._acknowledge(state, push)
@@ -236,8 +236,8 @@ class Shard:
         position = _round_clock(state) - 1
         state.round.clear()
         self._set_rate(state, pushes)
-        state.position = position
-        self._apply(state, pushes, position=position)
+        self._apply(state, pushes, position)
+        state.position = position + 1
         return [reply for push in pushes for reply in self._acknowledge(state, push)]
 
     def _set_rate(self, state: ChunkState, pushes: Sequence[Push]) -> None:

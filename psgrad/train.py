@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -11,13 +10,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from psgrad import faults, runfolder
+from psgrad.codecs import Compression
 from psgrad.compute import Compute, WorkerData, load_data
 from psgrad.config import Config, Source, Tables, resolve
 from psgrad.data import Batches, DatasetOptions, IndexArray
 from psgrad.kernels import Kernels
 from psgrad.kernels import load as load_kernels
 from psgrad.layout import Layout, assign, balance
-from psgrad.metrics import Journal, Sink
+from psgrad.metrics import Journal, Sink, to_json
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
 from psgrad.progress import Progress, Snapshot
@@ -43,7 +43,9 @@ SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
 
 def configure(sources: list[Source]) -> Config:
     """The configuration of a training run from its sources, the later ones winning."""
-    return resolve(sources, TABLES, DatasetOptions)
+    config = resolve(sources, TABLES, DatasetOptions)
+    Compression.of(config.codec, config.pull_codec, config.feedback)  # raises where it cannot be
+    return config
 
 
 def train(
@@ -89,6 +91,10 @@ def train(
             clip_norm=config.clip_norm,
             chunk_bytes=config.chunk_bytes,
             window=config.window,
+            codec=config.codec,
+            pull_codec=config.pull_codec,
+            feedback=config.feedback,
+            seed=config.seed,
             sink=journal,
         )
         journal.close()
@@ -138,7 +144,7 @@ class Trainer:
         )
         seconds = worker.now() - start
         if worker.rank == 0:
-            worker.pull()
+            worker.pull(dense=True)
             totals = {key: value * worker.size for key, value in totals.items()}
             self._report(compute.evaluate(dataset, self._data.test), totals, seconds)
         worker.barrier()
@@ -220,12 +226,12 @@ class Trainer:
             "params_sha256": runfolder.sha256(worker.params),
             "psgrad_version": __version__,
         }
-        self._sink.record("summary", **summary)
+        self._sink.record("summary", summary=summary)
         runfolder.save_model(self._folder, worker.params)
         runfolder.save_summary(self._folder, summary)
         _show(runfolder.closing(summary, self._folder))
         if config.json:
-            sys.stdout.write(json.dumps(summary) + "\n")
+            sys.stdout.write(to_json(summary) + "\n")
             sys.stdout.flush()
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from psgrad.codecs.base import BLOCK, Opened
 from psgrad.layout import Float32
 from psgrad.optimizers import Optimizer
 
-BLOCK: Final = 32 << 10  # elements; four blocks of float32 fit an L2 cache of 1 MiB
+Gradient: TypeAlias = Float32 | Opened
+"""A chunk's gradient as it came: float32[n], or a payload that a codec has opened."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class Updater:
         self,
         params: Float32,
         slots: Mapping[str, Float32],
-        payloads: Sequence[Float32],
+        payloads: Sequence[Gradient],
         weights: Sequence[float],
         hyper: Hyperparameters,
     ) -> None:
-        """params[n] <- optimizer(params, sum(w_i g_i) / sum(w_i)), with g_i float32[n]."""
+        """params[n] <- optimizer(params, sum(w_i g_i) / sum(w_i)), with n elements in each g_i."""
         for start in range(0, params.size, BLOCK):
             block = slice(start, min(start + BLOCK, params.size))
             n = block.stop - block.start
@@ -72,7 +74,7 @@ class Updater:
     def average(
         self,
         params: Float32,
-        payloads: Sequence[Float32],
+        payloads: Sequence[Gradient],
         weights: Sequence[float],
         share: float,
     ) -> None:
@@ -88,14 +90,16 @@ class Updater:
                 params[block] += mean
 
     def _weighted_mean(
-        self, payloads: Sequence[Float32], weights: Sequence[float], block: slice
+        self, payloads: Sequence[Gradient], weights: Sequence[float], block: slice
     ) -> Float32:
         n = block.stop - block.start
         mean, product = self.mean[:n], self.scratch[0, :n]
         total = sum(weights)
         for i, (payload, weight) in enumerate(zip(payloads, weights, strict=True)):
             share = np.float32(weight / total)
-            if i == 0:
+            if not isinstance(payload, np.ndarray):
+                payload.add_to(mean, block.start, share, first=i == 0)
+            elif i == 0:
                 np.multiply(payload[block], share, out=mean)
             else:
                 np.multiply(payload[block], share, out=product)

@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from psgrad.arrays import Arrays
+from psgrad.codecs import Bytes, Compression, Key, Workspace
+from psgrad.codecs.feedback import Feedback
+from psgrad.codecs.feedback import make as make_feedback
 from psgrad.errors import ConfigError, LayoutError, NonFiniteError, ProtocolError, PsgradError
 from psgrad.guard import check
 from psgrad.layout import Chunk, Float32, Layout, SegmentOptions, assign
 from psgrad.links import ServerLinks
-from psgrad.messages import NO_RATE, Header, Kind, Verdict, decode_json, encode_json
+from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict, decode_json, encode_json
 from psgrad.roles import Roles
-from psgrad.transport import Transport
+from psgrad.transport import Buffer, Transport
 
 NON_FINITE_LIMIT: Final = 10  # steps in a row
 
@@ -39,6 +42,8 @@ class Settings:
     clip_norm: float | None = None
     segments: tuple[SegmentOptions, ...] = ()
     run: int = 0
+    compression: Compression = field(default_factory=Compression)
+    seed: int = 0  # of the codecs' randomness
 
 
 @dataclass
@@ -53,6 +58,8 @@ class _Registered:
     flat_grads: Float32
     params: Arrays
     grads: Arrays
+    feedback: Feedback
+    payloads: dict[int, Bytes]  # by chunk; what was sent last lies there until it is answered
 
 
 class Worker:
@@ -74,7 +81,11 @@ class Worker:
         self._transport = transport
         self._roles = roles
         self._settings = settings
-        self._links = ServerLinks(transport, roles, settings.run, settings.window)
+        self._links = ServerLinks(
+            transport, roles, settings.run, settings.window, settings.compression.pull
+        )
+        self._work = Workspace()
+        self._weight = 1.0  # of the last push that was not empty
         self._state: _Registered | None = None
         self._next_rate = NO_RATE
         self._rendezvous = 0
@@ -98,7 +109,7 @@ class Worker:
 
     @property
     def learning_rate(self) -> float:
-        """The effective rate in the last answer, before segment scales; NaN before one."""
+        """The next update's rate by the last answer, before segment scales; NaN before one."""
         return self._links.answered.rate
 
     @property
@@ -139,18 +150,18 @@ class Worker:
         ):
             answer = decode_json(payload)
             if header.verdict is Verdict.REFUSED:
-                raise self._alike(LayoutError(answer["error"]))
+                raise self._alike(LayoutError(answer["error"]), answer["first"])
         self._state = state = self._lay_out(layout)
         self._links.receive_params_into(
             lambda index: state.flat_params[state.chunks[index].start : state.chunks[index].stop]
         )
-        if self.rank == answer["initial"]:
+        if self.rank == answer["first"]:
             for name, view in state.params.items():
                 np.copyto(view, np.asarray(arrays[name]))
             for chunk in state.chunks:
-                self._send_chunk(Kind.INIT, chunk, state.flat_params)
+                self._send_chunk(Kind.INIT, chunk, state.flat_params[chunk.start : chunk.stop])
             self._links.await_answers()
-        self.pull()
+        self.pull(dense=True)
         return state.params
 
     def step(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
@@ -159,7 +170,7 @@ class Worker:
         ``grads`` is the gradient of the mean loss over ``weight`` samples, copied into ``grads``;
         None sends ``self.grads`` as it is. When it returns, the parameters are fresh: in sync mode
         they hold every worker's gradient of this clock, otherwise they rest on all pushes up to
-        clock - s, with the bound s.
+        clock - s, with the bound s. Segments that other workers train are left to ``pull``.
 
         A gradient with NaN or infinity is not applied, not even a part of it: the step counts in
         ``skipped`` and moves the clock. Raises ``NonFiniteError`` after 10 of them in a row.
@@ -172,16 +183,17 @@ class Worker:
         self._push(Kind.PUSH, grads, weight)
         self._transport.flush()
 
-    def pull(self, names: Iterable[str] | None = None) -> None:
+    def pull(self, names: Iterable[str] | None = None, *, dense: bool = False) -> None:
         """Fetches parameters at this worker's clock: those of ``names``, or all of them.
 
-        Chunks are fetched whole, so neighbours of a named tensor may become fresh too.
+        Chunks are fetched whole, so neighbours of a named tensor may become fresh too. ``dense``
+        brings them as the servers have them, in float32, whatever the pull codec.
         """
         state = self._registered
         wanted = None if names is None else set(state.params(names))
         for chunk in state.chunks:
             if wanted is None or _touches(chunk, state.layout, wanted):
-                self._send_chunk(Kind.PULL, chunk)
+                self._send_chunk(Kind.PULL, chunk, flags=int(Flag.DENSE) if dense else 0)
         self._links.await_answers()
 
     def set_lr(self, rate: float) -> None:
@@ -195,9 +207,13 @@ class Worker:
         self._next_rate = float(rate)
 
     def leave(self) -> None:
-        """Ends this worker's pushes: rounds close and bounds hold without it. Pulls still work."""
+        """Ends this worker's pushes: rounds close and bounds hold without it. Pulls still work.
+
+        What error feedback has kept back is pushed first, as float32: one more step.
+        """
         if self._left or self._state is None:
             return
+        self._flush_residual(self._state)
         self._links.await_answers()
         self._links.ask_all(Header(Kind.LEAVE, clock=self.clock), Kind.LEFT)
         self._left = True
@@ -208,13 +224,15 @@ class Worker:
         A rendezvous: every such worker must call it, in the same order as other rendezvous, with
         the same names. Computed in float64 in worker order.
         """
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"weight must be finite and at least 0, got {weight}")
         self._rendezvous += 1
         part = {"values": {k: float(v) for k, v in values.items()}, "weight": float(weight)}
         self._links.tell(0, Header(Kind.MEET, sequence=self._rendezvous), encode_json(part))
         _, payload = self._links.await_control(Kind.MET)
         result = decode_json(payload)
         if "error" in result:
-            raise self._alike(ConfigError(result["error"]))
+            raise self._alike(ConfigError(result["error"]), result["first"])
         mean: dict[str, float] = result["mean"]
         return mean
 
@@ -232,9 +250,9 @@ class Worker:
         self.leave()
         self._links.tell_all(Header(Kind.FINISH))
 
-    def _alike(self, error: PsgradError) -> PsgradError:
-        """Marks an error that every worker raises: worker 0 reports it."""
-        error.spokesman = self.rank == 0
+    def _alike(self, error: PsgradError, first: int) -> PsgradError:
+        """Marks an error that several workers raise alike: the ``first`` of them reports it."""
+        error.spokesman = self.rank == first
         return error
 
     @property
@@ -252,6 +270,7 @@ class Worker:
             if (group := members[chunk.segment]) is None or self.rank in group
         )
         params, grads = (np.zeros(layout.size, np.float32) for _ in range(2))
+        codec = self._settings.compression.push
         return _Registered(
             layout,
             assign(chunks, self._roles.servers),
@@ -261,6 +280,10 @@ class Worker:
             grads,
             Arrays(layout.views(params)),
             Arrays(layout.views(grads)),
+            make_feedback(self._settings.compression.feedback, layout.size),
+            {}
+            if codec is None
+            else {c.index: np.zeros(codec.nbytes_max(c.size), np.uint8) for c in trained},
         )
 
     def _push(self, kind: Kind, grads: Mapping[str, ArrayLike] | None, weight: float) -> None:
@@ -274,9 +297,41 @@ class Worker:
         if weight > 0 and not self._settle(state):
             weight = 0.0
         self.clock += 1
+        state.feedback.begin(self.learning_rate)
         for chunk in state.trained:
-            self._send_chunk(kind, chunk, state.flat_grads if weight > 0 else None, weight)
+            if weight == 0:
+                self._send_chunk(kind, chunk)
+            else:
+                self._send_gradient(kind, chunk, state, weight)
+        self._weight = weight or self._weight
         self._next_rate = NO_RATE
+
+    def _send_gradient(self, kind: Kind, chunk: Chunk, state: _Registered, weight: float) -> None:
+        grad = state.flat_grads[chunk.start : chunk.stop]
+        codec = self._settings.compression.push
+        if codec is None or state.layout.segments[chunk.segment].options.buffer:
+            self._send_chunk(kind, chunk, grad, weight)
+            return
+        out = state.payloads[chunk.index]
+        key = Key(self._settings.seed, self.rank, self.clock, chunk.start)
+        nbytes = state.feedback.encode(codec, chunk, grad, out, key, self._work)
+        self._send_chunk(kind, chunk, out[:nbytes], weight, int(Flag.ENCODED))
+
+    def _flush_residual(self, state: _Registered) -> None:
+        """Pushes what was never sent, so that leaving loses nothing."""
+        if not any(np.any(array) for array in state.feedback.state_dict().values()):
+            return
+        self._links.await_answers()
+        self.clock += 1
+        for chunk in state.trained:
+            residual = state.feedback.residual(chunk)
+            grad = state.flat_grads[chunk.start : chunk.stop]
+            if residual is None or state.layout.segments[chunk.segment].options.buffer:
+                self._send_chunk(Kind.PUSH, chunk)
+                continue
+            np.copyto(grad, residual)
+            residual.fill(0.0)
+            self._send_chunk(Kind.PUSH, chunk, grad, self._weight)
 
     def _copy_in(self, grads: Mapping[str, ArrayLike]) -> None:
         mine = self.grads
@@ -310,7 +365,12 @@ class Worker:
         return False
 
     def _send_chunk(
-        self, kind: Kind, chunk: Chunk, flat: Float32 | None = None, weight: float = 0.0
+        self,
+        kind: Kind,
+        chunk: Chunk,
+        payload: Buffer | None = None,
+        weight: float = 0.0,
+        flags: int = 0,
     ) -> None:
         state = self._registered
         header = Header(
@@ -321,8 +381,8 @@ class Worker:
             clock=self.clock,
             weight=weight,
             rate=self._next_rate,
+            flags=flags,
         )
-        payload = None if flat is None else flat[chunk.start : chunk.stop]
         self._links.request(state.owner[chunk.index], header, payload)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import pytest
 import tomli_w
@@ -50,6 +50,8 @@ class Flat:
 @dataclass(frozen=True)
 class Descent:
     learning_rate: float = 0.1
+    _: KW_ONLY
+    decay: float | None = None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ headers = st.builds(
     rate=numbers,
     nbytes=u64,
     sequence=u32,
+    flags=st.integers(0, 255),
 )
 SAMPLE = Header(
     Kind.PARAMS,

@@ -1,0 +1,120 @@
+"""Codecs: how gradients and parameters are written when float32 is too much.
+
+A codec is chosen by a spec: its name, then options, the first one by position::
+
+    none    int8    int4:block=64    int8:rounding=stochastic    topk:0.01    topk:0.001+int8
+
+``+VALUES`` says how a sparse codec writes the values that it keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from psgrad.codecs.base import Bytes, Codec, Key, Opened, Workspace
+from psgrad.codecs.feedback import choose
+from psgrad.codecs.raw import Raw
+from psgrad.errors import ConfigError, unknown_name
+
+__all__ = [
+    "CODECS",
+    "PULL_CODECS",
+    "Bytes",
+    "Codec",
+    "Compression",
+    "Key",
+    "Opened",
+    "Raw",
+    "Workspace",
+    "parse",
+    "spec",
+]
+
+CODECS: Final[Mapping[str, type[Codec]]] = MappingProxyType({"none": Raw})
+"""The names of the command line."""
+
+PULL_CODECS: Final = ("none", "fp16", "bf16", "int8", "int4")
+"""What parameters may travel as: quantizers of absolute values, which need no state."""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How a run's chunks travel. ``push`` and ``pull`` are None for bare float32."""
+
+    push: Codec | None = None
+    pull: Codec | None = None
+    feedback: str = "none"
+
+    @classmethod
+    def of(cls, codec: str, pull_codec: str, feedback: str) -> Compression:
+        """Reads two specs and the name of a feedback.
+
+        Raises ``ConfigError`` where one is unknown, or cannot be used in its place.
+        """
+        push, pull = parse(codec), parse(pull_codec)
+        if pull.name not in PULL_CODECS:
+            raise ConfigError(
+                f"pull codec {pull_codec!r} would need a state for each worker; use one of "
+                f"{', '.join(PULL_CODECS)}"
+            )
+        chosen = choose(feedback, push)
+        return cls(
+            None if push.name == "none" else push, None if pull.name == "none" else pull, chosen
+        )
+
+
+def parse(text: str) -> Codec:
+    """The codec that ``text`` specifies.
+
+    Raises ``ConfigError`` for an unknown name (with the nearest), an unknown option, or a value
+    that the option cannot have.
+    """
+    head, plus, values = text.strip().partition("+")
+    name, colon, arguments = head.partition(":")
+    if name not in CODECS:
+        raise ConfigError(unknown_name("codec", name, CODECS))
+    kind = CODECS[name]
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    given: dict[str, str] = {}
+    for i, argument in enumerate(arguments.split(",") if colon else ()):
+        key, equals, value = argument.partition("=")
+        if not equals:
+            if i > 0 or not names:
+                raise ConfigError(
+                    f"codec {text!r}: {argument!r} is not an option; write "
+                    f"{name}:option=value with one of: {', '.join(names) or 'none'}"
+                )
+            key, value = names[0], argument
+        given[key.strip()] = value.strip()
+    if plus:
+        given["values"] = values.strip()
+    hints = typing.get_type_hints(kind)
+    for key in given:
+        if key not in names:
+            raise ConfigError(f"codec {text!r}: {unknown_name(f'option of {name}', key, names)}")
+    return kind(**{key: _convert(text, key, value, hints[key]) for key, value in given.items()})
+
+
+def spec(codec: Codec) -> str:
+    """The spec that gives ``codec`` back: options that are not at their default, by name."""
+    options = [
+        f"{field.name}={getattr(codec, field.name)}"
+        for field in dataclasses.fields(codec)  # type: ignore[arg-type]
+        if getattr(codec, field.name) != field.default
+    ]
+    return codec.name + (":" + ",".join(options) if options else "")
+
+
+def _convert(text: str, key: str, value: str, hint: Any) -> Any:
+    if hint is str:
+        return value
+    try:
+        return hint(value)
+    except ValueError:
+        what = "a whole number" if hint is int else "a number"
+        raise ConfigError(f"codec {text!r}: {key} must be {what}, got {value!r}") from None

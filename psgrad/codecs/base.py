@@ -8,7 +8,7 @@ something that can be added, block by block, to a sum.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from psgrad.layout import Float32
 
 Bytes: TypeAlias = NDArray[np.uint8]
+
+BLOCK: Final = 32 << 10
+"""Elements that are worked on at a time; four such arrays of float32 fit an L2 cache of 1 MiB."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,12 @@ class Opened(Protocol):
         Blocks come in any order; ``start`` is a multiple of ``BLOCK`` (32 Ki elements).
         """
         ...
+
+
+def write_into(opened: Opened, out: Float32) -> None:
+    """out[n] = C(v), the whole chunk."""
+    for start in range(0, out.size, BLOCK):
+        opened.add_to(out[start : start + BLOCK], start, np.float32(1), first=True)
 
 
 class Codec(Protocol):

@@ -63,7 +63,9 @@ class PayloadHeader(NamedTuple):
 def write_header(out: Bytes, header: PayloadHeader) -> None:
     """Puts the header before a body that lies in ``out[HEADER_NBYTES:]``; no checksum yet."""
     codec, n, k, nbytes, values, flags, indices, block = header
-    _HEADER.pack_into(out.data, 0, MAGIC, FORMAT, codec, values, flags, indices, block, n, k, nbytes, 0)
+    _HEADER.pack_into(
+        out.data, 0, MAGIC, FORMAT, codec, values, flags, indices, block, n, k, nbytes, 0
+    )
 
 
 def read_header(payload: Bytes, codec: int, n: int) -> PayloadHeader:

@@ -1,0 +1,179 @@
+"""What happens to the part of a gradient that a codec does not send.
+
+=========  ====================================================================================
+``none``   it is lost; right for unbiased codecs, harmful for the others
+``ef``     error feedback: it is kept and added to the next gradient (Seide et al., Interspeech
+           2014; Karimireddy et al., ICML 2019)
+``dgc``    deep gradient compression: error feedback on the momentum, with what was sent masked
+           out of it (Lin et al., ICLR 2018)
+=========  ====================================================================================
+
+All state is float32 over the flat vector: in fp16 a residual leaks 0.17% in 1000 steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import numpy as np
+
+from psgrad.codecs.base import Bytes, Codec, Key, Workspace
+from psgrad.errors import ConfigError, unknown_name
+from psgrad.layout import Chunk, Float32
+
+FEEDBACKS: Final = ("auto", "none", "ef", "dgc")
+DGC_MOMENTUM: Final = 0.9
+
+
+class Feedback(Protocol):
+    """A stage before the codec, with one worker's state."""
+
+    def begin(self, rate: float) -> None:
+        """Before the first chunk of a step; ``rate`` is the learning rate that it will have."""
+        ...
+
+    def encode(
+        self, codec: Codec, chunk: Chunk, grad: Float32, out: Bytes, key: Key, work: Workspace
+    ) -> int:
+        """Writes the payload for ``grad``, a chunk's gradient; returns its size."""
+        ...
+
+    def residual(self, chunk: Chunk) -> Float32 | None:
+        """What of the chunk was never sent and has to be when the worker leaves; None: nothing."""
+        ...
+
+    def state_dict(self) -> dict[str, Float32]:
+        """The state by name, float32[n] each: the memory itself."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Float32]) -> None:
+        """Takes over a state of ``state_dict``."""
+        ...
+
+
+def _load(mine: Mapping[str, Float32], state: Mapping[str, Float32]) -> None:
+    if set(mine) != set(state):
+        raise ConfigError(f"feedback state has {sorted(state)}, expected {sorted(mine)}")
+    for name, array in mine.items():
+        if state[name].shape != array.shape:
+            raise ConfigError(f"{name} has shape {state[name].shape}, expected {array.shape}")
+        np.copyto(array, state[name])
+
+
+class NoFeedback:
+    """What is not sent is lost."""
+
+    def begin(self, rate: float) -> None:
+        """Nothing to do."""
+
+    def encode(
+        self, codec: Codec, chunk: Chunk, grad: Float32, out: Bytes, key: Key, work: Workspace
+    ) -> int:
+        return codec.encode(grad, None, out, key, work)
+
+    def residual(self, chunk: Chunk) -> Float32 | None:
+        return None
+
+    def state_dict(self) -> dict[str, Float32]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Float32]) -> None:
+        _load({}, state)
+
+
+class ErrorFeedback:
+    """v_t = g_t + (rate_(t-1) / rate_t) e_(t-1); sends C(v_t); e_t = v_t - C(v_t).
+
+    The factor keeps what the residual was worth when the learning rate changes: an update that
+    was held back at rate_(t-1) is applied with that rate (Zheng et al., NeurIPS 2019). Rates are
+    those that the servers' answers announce, so a change by ``set_lr`` is seen one step later.
+    Without a rate (0, or none known) the factor is 1.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._residual = np.zeros(n, np.float32)
+        self._rate = math.nan
+
+    def begin(self, rate: float) -> None:
+        if self._rate > 0 and rate > 0 and rate != self._rate:
+            self._residual *= np.float32(self._rate / rate)
+        self._rate = rate
+
+    def encode(
+        self, codec: Codec, chunk: Chunk, grad: Float32, out: Bytes, key: Key, work: Workspace
+    ) -> int:
+        return codec.encode(grad, self._residual[chunk.start : chunk.stop], out, key, work)
+
+    def residual(self, chunk: Chunk) -> Float32 | None:
+        return self._residual[chunk.start : chunk.stop]
+
+    def state_dict(self) -> dict[str, Float32]:
+        return {"residual": self._residual}
+
+    def load_state_dict(self, state: Mapping[str, Float32]) -> None:
+        _load(self.state_dict(), state)
+
+
+class DeepGradientCompression:
+    """u <- m u + g; v <- v + u; sends C(v) and keeps v - C(v); u is 0 where something was sent.
+
+    The momentum m = 0.9 is the worker's, so the servers' optimizer is plain SGD. With it, Lin et
+    al. also clip locally to limit / sqrt(W) (``clip_norm`` does that here) and warm the ratio up
+    (``topk:warmup=N``).
+    """
+
+    def __init__(self, n: int) -> None:
+        self._velocity = np.zeros(n, np.float32)
+        self._residual = np.zeros(n, np.float32)
+
+    def begin(self, rate: float) -> None:
+        """Nothing to do: the velocity carries over as it is."""
+
+    def encode(
+        self, codec: Codec, chunk: Chunk, grad: Float32, out: Bytes, key: Key, work: Workspace
+    ) -> int:
+        here = slice(chunk.start, chunk.stop)
+        velocity, residual = self._velocity[here], self._residual[here]
+        velocity *= np.float32(DGC_MOMENTUM)
+        velocity += grad
+        total = work.take("dgc.total", chunk.size, np.float32)
+        np.add(velocity, residual, out=total)
+        size = codec.encode(velocity, residual, out, key, work)
+        # What the codec kept back of an element is all of it, where it did not send the element.
+        np.not_equal(residual, total, out=(sent := work.take("dgc.sent", chunk.size, np.bool_)))
+        np.copyto(velocity, np.float32(0), where=sent)
+        return size
+
+    def residual(self, chunk: Chunk) -> Float32 | None:
+        return self._residual[chunk.start : chunk.stop]
+
+    def state_dict(self) -> dict[str, Float32]:
+        return {"residual": self._residual, "velocity": self._velocity}
+
+    def load_state_dict(self, state: Mapping[str, Float32]) -> None:
+        _load(self.state_dict(), state)
+
+
+def choose(name: str, codec: Codec) -> str:
+    """The feedback that ``name`` means with ``codec``: auto is ``ef`` unless nothing is lost.
+
+    Raises ``ConfigError`` for an unknown name, and for a feedback without anything to feed back.
+    """
+    if name not in FEEDBACKS:
+        raise ConfigError(unknown_name("feedback", name, FEEDBACKS))
+    if codec.name == "none" and name not in ("auto", "none"):
+        raise ConfigError(f"feedback {name!r} needs a codec that loses something, got 'none'")
+    if name != "auto":
+        return name
+    return "none" if codec.name == "none" else "ef"
+
+
+def make(name: str, n: int) -> Feedback:
+    """The stage ``name`` (not auto) for a flat vector of ``n`` elements."""
+    if name == "ef":
+        return ErrorFeedback(n)
+    if name == "dgc":
+        return DeepGradientCompression(n)
+    return NoFeedback()

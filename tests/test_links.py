@@ -1,0 +1,150 @@
+"""A worker's links: the window, where payloads go, and what the answers said."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scripted_transport import NothingComesError, Scripted
+
+from psgrad import links as links_module
+from psgrad.errors import ProtocolError
+from psgrad.links import ServerLinks
+from psgrad.messages import HEADER_NBYTES, Header, Kind
+from psgrad.roles import Roles
+
+RUN = 77
+ROLES = Roles(4, 2)  # ranks 0 and 1 serve; this is worker 1 on rank 3
+
+
+@pytest.fixture
+def transport():
+    return Scripted(rank=3)
+
+
+@pytest.fixture
+def links(transport):
+    return ServerLinks(transport, ROLES, RUN, window=2)
+
+
+def push(chunk=0):
+    return Header(Kind.PUSH, chunk=chunk, clock=1)
+
+
+def story(transport):
+    return [(what, peer) for what, peer, _ in transport.events]
+
+
+def test_it_hears_every_server(transport, links):
+    assert transport.peers == [0, 1]
+
+
+def test_headers_say_who_sends_what(transport, links):
+    links.request(0, push(), np.arange(3, dtype=np.float32))
+    links.tell(1, Header(Kind.FINISH))
+    first, second = transport.sent
+    assert (first.run, first.worker, first.nbytes) == (RUN, 1, 12)
+    assert (second.run, second.worker, second.nbytes) == (RUN, 1, 0)
+    assert transport.payloads[0] == np.arange(3, dtype=np.float32).tobytes()
+
+
+def test_a_full_window_takes_an_answer_before_it_sends(transport, links):
+    transport.arrives(0, Header(Kind.ACK))
+    for _ in range(3):
+        links.request(0, push())
+    assert story(transport) == [("send", 0), ("send", 0), ("receive", 0), ("send", 0)]
+
+
+def test_each_server_has_a_window_of_its_own(transport, links):
+    for server in (0, 1, 0, 1):
+        links.request(server, push())
+    assert story(transport) == [("send", s) for s in (0, 1, 0, 1)]
+    transport.arrives(1, Header(Kind.ACK))  # of the other server: server 0 has still no room
+    with pytest.raises(NothingComesError):
+        links.request(0, push())
+    links.request(1, push())
+
+
+def test_control_messages_are_not_counted(transport, links):
+    links.tell_all(Header(Kind.STATS))
+    links.tell_all(Header(Kind.STATS))
+    links.request(0, push())
+    links.request(0, push())
+    assert len(transport.sent) == 6
+
+
+def test_answers_are_waited_for_and_no_longer(transport, links):
+    links.await_answers()
+    links.request(0, push())
+    links.request(1, Header(Kind.STEP))
+    transport.arrives(1, Header(Kind.PARAMS))
+    transport.arrives(0, Header(Kind.ACK))
+    transport.arrives(0, Header(Kind.MET))
+    links.await_answers()
+    assert len(transport.script) == 1
+    links.await_answers()
+    assert len(transport.script) == 1
+
+
+def test_parameters_arrive_where_they_are_used(transport, links):
+    memory = {0: np.zeros(2, np.float32), 1: np.zeros(3, np.float32)}
+    links.receive_params_into(memory.__getitem__)
+    links.request(0, Header(Kind.PULL, chunk=0))
+    links.request(1, Header(Kind.PULL, chunk=1))
+    transport.arrives(1, Header(Kind.PARAMS, chunk=1), np.full(3, 7, np.float32).tobytes())
+    transport.arrives(0, Header(Kind.PARAMS, chunk=0), np.full(2, 5, np.float32).tobytes())
+    links.await_answers()
+    np.testing.assert_array_equal(memory[0], [5, 5])
+    np.testing.assert_array_equal(memory[1], [7, 7, 7])
+
+
+def test_a_control_message_that_comes_early_is_kept(transport, links):
+    links.request(0, push())
+    transport.arrives(0, Header(Kind.STATS_ARE), b"one")
+    transport.arrives(1, Header(Kind.STATS_ARE), b"two")
+    transport.arrives(0, Header(Kind.ACK))
+    links.await_answers()
+    assert [links.await_control(Kind.STATS_ARE)[1] for _ in range(2)] == [b"one", b"two"]
+
+
+def test_an_answer_from_every_server(transport, links):
+    transport.arrives(1, Header(Kind.LEFT))
+    transport.arrives(0, Header(Kind.LEFT))
+    answers = links.ask_all(Header(Kind.LEAVE, clock=9), Kind.LEFT)
+    assert [h.kind for h, _ in answers] == [Kind.LEFT, Kind.LEFT]
+    assert [(h.kind, h.clock) for h in transport.sent] == [(Kind.LEAVE, 9)] * 2
+
+
+def test_another_control_message_than_the_one_expected(transport, links):
+    transport.arrives(0, Header(Kind.MET), b"{}")
+    with pytest.raises(ProtocolError, match="expected LEFT, got MET"):
+        links.await_control(Kind.LEFT)
+
+
+def test_a_control_message_that_is_too_large(transport, links, monkeypatch):
+    monkeypatch.setattr(links_module, "CONTROL_LIMIT", 3)
+    transport.arrives(0, Header(Kind.MET), b"abc")
+    transport.arrives(1, Header(Kind.MET), b"abcd")
+    assert links.await_control(Kind.MET)[1] == b"abc"
+    with pytest.raises(ProtocolError, match="server 1 announces 4 bytes of MET, the limit is 3"):
+        links.await_control(Kind.MET)
+
+
+def test_what_the_answers_said(transport, links):
+    assert math.isnan(links.answered.rate)
+    links.request(0, Header(Kind.STEP))
+    links.request(1, push())
+    transport.arrives(0, Header(Kind.PARAMS, clock=5, slowest=3, version=8, rate=0.5))
+    transport.arrives(1, Header(Kind.ACK, clock=5, slowest=4, version=9, rate=0.25))
+    links.await_answers()
+    assert (links.answered.rate, links.answered.version) == (0.25, 9)
+    assert links.answered.staleness == 2  # of the pull, not of the acknowledgement
+
+
+def test_bytes_are_counted_both_ways(transport, links):
+    links.request(0, push(), np.zeros(5, np.float32))
+    transport.arrives(0, Header(Kind.ACK))
+    transport.arrives(0, Header(Kind.MET), b"abc")
+    links.await_control(Kind.MET)
+    assert links.wire_nbytes == 3 * HEADER_NBYTES + 20 + 3
