@@ -269,7 +269,14 @@ OPTIONS = {
     "push_and_pull": {"servers": 2},
     "set_lr": {"servers": 2, "chunk_bytes": 1024},
     "uneven": {"chunk_bytes": 1024, "window": 1},
-    "bounded": {"staleness": 2, "servers": 2, "chunk_bytes": 1024, "window": 2},
+    # A small rate: with stale gradients, a large one overshoots.
+    "bounded": {
+        "optimizer": psgrad.SGD(0.01),
+        "staleness": 2,
+        "servers": 2,
+        "chunk_bytes": 1024,
+        "window": 2,
+    },
     "clipped": {"clip_norm": 1.0},
     "segments": {
         "segments": [
