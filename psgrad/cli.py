@@ -46,6 +46,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--codec": ("codec", "how gradients travel: topk:0.01, int8, ... (none)"),
     "--pull-codec": ("pull_codec", "how parameters travel: fp16, bf16, int8, int4 (none)"),
     "--feedback": ("feedback", "what becomes of what a codec does not send: auto, none, ef, dgc"),
+    "--zstd": ("zstd", "compress payloads once more: auto (where it saves time), on, off"),
     "--partition": ("dataset.partition", "samples to workers: iid, by-label or contiguous"),
     "--seed": ("seed", "of parameters, data split and batches (1)"),
     "--device": ("device", "auto, cpu or gpu"),
@@ -55,7 +56,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
 }
 # Never TOML: a file may be called 7.
 STRINGS: Final = frozenset(
-    {"--model", "--dataset", "--run-dir", "--codec", "--pull-codec", "--feedback"}
+    {"--model", "--dataset", "--run-dir", "--codec", "--pull-codec", "--feedback", "--zstd"}
 )
 
 

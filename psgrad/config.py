@@ -76,6 +76,7 @@ class Config:
     codec: str = _key("none", "how gradients travel, such as topk:0.01 or int8")
     pull_codec: str = _key("none", "how parameters travel, such as int8 or fp16")
     feedback: str = _key("auto", "what becomes of what a codec does not send: auto, none, ef, dgc")
+    zstd: str = _key("auto", "zstd behind the codec: auto (where it saves time), on, off")
     seed: int = _key(1, "of parameters, data split and batches", least=0)
     device: str = _key("auto", "auto, cpu or gpu", among=("auto", "cpu", "gpu"))
     chunk_bytes: int = _key(0, "bytes of a chunk; 0: the default grid", least=0)

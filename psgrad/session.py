@@ -57,6 +57,7 @@ def run(
     codec: str = "none",
     pull_codec: str = "none",
     feedback: str = "auto",
+    zstd: str = "auto",
     seed: int = 0,
     comm: MPI.Intracomm | None = None,
 ) -> T | None:
@@ -73,7 +74,8 @@ def run(
     each worker's gradient; ``chunk_bytes`` 0 is the default grid; ``window`` is how many
     unanswered chunks a worker may have at one server. ``codec`` and ``pull_codec`` are specs such
     as ``"topk:0.01"`` for what gradients and parameters travel as, ``feedback`` says what becomes
-    of the part of a gradient that is not sent, and ``seed`` keys the codecs' randomness.
+    of the part of a gradient that is not sent, ``zstd`` whether payloads are compressed once more
+    (auto: where that saves time), and ``seed`` keys the codecs' randomness.
 
     Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
     arguments that differ between ranks. An exception in main ends the whole job.
@@ -92,6 +94,7 @@ def run(
             codec=codec,
             pull_codec=pull_codec,
             feedback=feedback,
+            zstd=zstd,
             seed=seed,
         )
 
@@ -181,6 +184,7 @@ class Session:
         codec: str = "none",
         pull_codec: str = "none",
         feedback: str = "auto",
+        zstd: str = "auto",
         seed: int = 0,
         sink: Sink | None = None,
     ) -> T | None:
@@ -197,11 +201,12 @@ class Session:
             "codec": codec,
             "pull_codec": pull_codec,
             "feedback": feedback,
+            "zstd": zstd,
             "seed": seed,
         }
         roles = self.agree(lambda: _validate(self.size, options))
         self.compare(options)
-        compression = Compression.of(codec, pull_codec, feedback)
+        compression = Compression.of(codec, pull_codec, feedback, zstd)
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         comm = self.transport.subgroup(list(roles.worker_ranks))
         try:
@@ -266,7 +271,7 @@ def _validate(size: int, options: Mapping[str, Any]) -> Roles:
         raise ConfigError(f"window must be at least 1 chunk, got {window}")
     if not 0 <= options["seed"] < 1 << 32:
         raise ConfigError(f"seed must be from 0 to 2^32 - 1, got {options['seed']}")
-    Compression.of(options["codec"], options["pull_codec"], options["feedback"])
+    Compression.of(*(options[key] for key in ("codec", "pull_codec", "feedback", "zstd")))
     roles = Roles(size, options["servers"])
     for segment in options["segments"]:
         if segment.members is not None and segment.members[-1] >= roles.workers:

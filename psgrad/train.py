@@ -44,7 +44,9 @@ SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
 def configure(sources: list[Source]) -> Config:
     """The configuration of a training run from its sources, the later ones winning."""
     config = resolve(sources, TABLES, DatasetOptions)
-    Compression.of(config.codec, config.pull_codec, config.feedback)  # raises where it cannot be
+    Compression.of(
+        config.codec, config.pull_codec, config.feedback, config.zstd
+    )  # raises where it cannot be
     return config
 
 
@@ -94,6 +96,7 @@ def train(
             codec=config.codec,
             pull_codec=config.pull_codec,
             feedback=config.feedback,
+            zstd=config.zstd,
             seed=config.seed,
             sink=journal,
         )

@@ -21,6 +21,7 @@ from psgrad.arrays import Arrays
 from psgrad.codecs import Bytes, Compression, Key, Workspace
 from psgrad.codecs.feedback import Feedback
 from psgrad.codecs.feedback import make as make_feedback
+from psgrad.codecs.zstd import ZstdStage
 from psgrad.errors import ConfigError, LayoutError, NonFiniteError, ProtocolError, PsgradError
 from psgrad.guard import check
 from psgrad.layout import Chunk, Float32, Layout, SegmentOptions, assign
@@ -85,6 +86,7 @@ class Worker:
             transport, roles, settings.run, settings.window, settings.compression.pull
         )
         self._work = Workspace()
+        self._zstd = ZstdStage(settings.compression.zstd, transport.now)
         self._weight = 1.0  # of the last push that was not empty
         self._state: _Registered | None = None
         self._next_rate = NO_RATE
@@ -175,8 +177,10 @@ class Worker:
         A gradient with NaN or infinity is not applied, not even a part of it: the step counts in
         ``skipped`` and moves the clock. Raises ``NonFiniteError`` after 10 of them in a row.
         """
+        start, nbytes = self.now(), self.wire_nbytes
         self._push(Kind.STEP, grads, weight)
         self._links.await_answers()
+        self._zstd.step_took(self.wire_nbytes - nbytes, self.now() - start)
 
     def push(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient like ``step`` but returns as soon as ``grads`` may be written again."""
@@ -315,6 +319,7 @@ class Worker:
         out = state.payloads[chunk.index]
         key = Key(self._settings.seed, self.rank, self.clock, chunk.start)
         nbytes = state.feedback.encode(codec, chunk, grad, out, key, self._work)
+        nbytes = self._zstd.apply(out[:nbytes])
         self._send_chunk(kind, chunk, out[:nbytes], weight, int(Flag.ENCODED))
 
     def _flush_residual(self, state: _Registered) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from psgrad.codecs.base import Bytes, Codec, Key, Opened, Workspace
 from psgrad.codecs.feedback import choose
 from psgrad.codecs.raw import Raw
+from psgrad.codecs.zstd import check
 from psgrad.errors import ConfigError, unknown_name
 
 __all__ = [
@@ -49,10 +50,11 @@ class Compression:
     push: Codec | None = None
     pull: Codec | None = None
     feedback: str = "none"
+    zstd: str = "off"
 
     @classmethod
-    def of(cls, codec: str, pull_codec: str, feedback: str) -> Compression:
-        """Reads two specs and the name of a feedback.
+    def of(cls, codec: str, pull_codec: str, feedback: str, zstd: str) -> Compression:
+        """Reads two specs, the name of a feedback and a mode of the zstd stage.
 
         Raises ``ConfigError`` where one is unknown, or cannot be used in its place.
         """
@@ -62,9 +64,12 @@ class Compression:
                 f"pull codec {pull_codec!r} would need a state for each worker; use one of "
                 f"{', '.join(PULL_CODECS)}"
             )
-        chosen = choose(feedback, push)
+        check(zstd)
         return cls(
-            None if push.name == "none" else push, None if pull.name == "none" else pull, chosen
+            None if push.name == "none" else push,
+            None if pull.name == "none" else pull,
+            choose(feedback, push),
+            zstd,
         )
 
 
