@@ -6,6 +6,7 @@ number their rendezvous from 1; the n-th of one worker meets the n-th of each ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,11 @@ class Coordinator:
         self.running.discard(worker)
         return self._complete()
 
+    def waiting(self) -> tuple[set[int], set[int]]:
+        """Who waits at a rendezvous, and which running workers have not come to it."""
+        come = {worker for parts in self._open.values() for worker in parts}
+        return come, self.running - come
+
     def _complete(self) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for sequence in sorted(self._open):
@@ -60,6 +66,8 @@ class Coordinator:
 def combine(parts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """The weighted mean of each value over the workers, in worker order, in float64.
 
+    Parts of weight 0 count for nothing; without any other the mean is NaN.
+
     ``{"mean": {...}}``; when the workers brought different names, ``{"error": text, "first": w}``,
     where w is the first of them.
     """
@@ -72,11 +80,12 @@ def combine(parts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
                 "error": f"worker {worker} brought {sorted(parts[worker]['values'])} to "
                 f"mean(), worker {first} brought {sorted(names)}; all must bring the same names",
             }
-    total = sum(parts[worker]["weight"] for worker in sorted(parts))
+    counted = [parts[worker] for worker in sorted(parts) if parts[worker]["weight"] > 0]
+    total = sum(part["weight"] for part in counted)
     mean = {
-        name: sum(parts[w]["values"][name] * parts[w]["weight"] for w in sorted(parts)) / total
-        if total > 0
-        else 0.0
+        name: sum(part["values"][name] * part["weight"] for part in counted) / total
+        if counted
+        else math.nan
         for name in names
     }
     return {"mean": mean}

@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 def describe(error: BaseException) -> str:
     """``ValueError: text``, the first line of the text only."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def exit_status(error: BaseException) -> int:

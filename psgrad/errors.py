@@ -24,6 +24,9 @@ from typing import ClassVar, Final
 CAUSE: Final = "psgrad: error: "
 
 
+LONG_TABLE: Final = 12  # names
+
+
 class PsgradError(Exception):
     """The root of the tree. ``exit_status`` is what a program ends with when it is not caught."""
 
@@ -72,10 +75,14 @@ class LaunchError(PsgradError):
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """The text for a name that is not in a table: names the nearest ones, then all of them.
 
+    A long table is left out where a name is near.
+
     >>> unknown_name("optimizer", "adm", ["adam", "sgd"])
     "unknown optimizer 'adm'; did you mean 'adam'? Known: adam, sgd"
     """
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
+    if close and len(names) > LONG_TABLE:
+        return f"unknown {kind} {name!r}{hint}"
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"

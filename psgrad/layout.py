@@ -179,7 +179,14 @@ class Layout:
     def from_json(cls, text: str) -> Layout:
         """The inverse of ``to_json``; raises ``LayoutError`` when the text is not a layout."""
         try:
-            record = json.loads(text)
+            return cls.from_record(json.loads(text))
+        except ValueError as error:
+            raise LayoutError(f"not a layout: {error}") from error
+
+    @classmethod
+    def from_record(cls, record: Any) -> Layout:
+        """The layout whose ``to_json`` gives ``record`` when it is read as JSON."""
+        try:
             tensors = tuple(Tensor(**{**t, "shape": tuple(t["shape"])}) for t in record["tensors"])
             segments = tuple(_segment(entry) for entry in record["segments"])
         except (ValueError, TypeError, KeyError) as error:

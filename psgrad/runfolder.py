@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,17 +35,23 @@ def default_name(config: Config, stamp: str) -> str:
     return f"runs/{stamp}-{config.model.name}-{dataset}-{config.mode}"
 
 
-def create(folder: Path, config: Config) -> None:
-    """Makes the folder and writes ``config.toml``; raises ``ConfigError`` where it cannot.
+def create(config: Config, stamp: str) -> Path:
+    """Makes the run's folder, writes ``config.toml`` into it and returns it.
 
-    A folder that holds a run already is refused: nothing is overwritten.
+    Without a ``run_dir`` it is a new folder: of two runs that begin in one second, the second gets
+    ``-2`` behind its name. Raises ``ConfigError`` for a ``run_dir`` that holds a finished run or
+    that cannot be written.
     """
+    folder = Path(config.run_dir or default_name(config, stamp))
     try:
-        if (folder / "summary.json").exists():
-            raise ConfigError(
-                f"run_dir {folder} holds a finished run; choose another --run-dir or remove it"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
+        if config.run_dir:
+            if (folder / "summary.json").exists():
+                raise ConfigError(
+                    f"run_dir {folder} holds a finished run; choose another --run-dir or remove it"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = _make_new(folder)
         # Not run_dir: the file repeats the run, and that must go into another folder.
         keys = {key: value for key, value in config.nested().items() if key != "run_dir"}
         _write(folder / "config.toml", tomli_w.dumps(keys).encode())
@@ -52,6 +59,19 @@ def create(folder: Path, config: Config) -> None:
         raise ConfigError(
             f"cannot write the run folder {folder}: {error.strerror}; choose another --run-dir"
         ) from error
+    return folder
+
+
+def _make_new(folder: Path) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("there is always another number")
 
 
 def save_model(folder: Path, params: Mapping[str, NDArray[np.float32]]) -> None:

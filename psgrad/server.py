@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad.codecs import Bytes, Codec, Compression, Key, Opened, Workspace
+from psgrad.codecs import Bytes, Codec, Key, Opened, Workspace
 from psgrad.coordinator import Coordinator, Outcome
-from psgrad.errors import ProtocolError
+from psgrad.errors import ConfigError, ProtocolError
 from psgrad.layout import Float32, Layout, assign, balance, difference
 from psgrad.messages import (
     CONTROL_LIMIT,
@@ -25,6 +25,7 @@ from psgrad.messages import (
     encode_json,
 )
 from psgrad.metrics import Sink
+from psgrad.options import Options
 from psgrad.roles import Roles
 from psgrad.shard import Counters, Reply, Rules, Shard
 from psgrad.transport import Buffer, Sent, Transport
@@ -78,22 +79,19 @@ class Server:
         self,
         transport: Transport,
         roles: Roles,
-        rules: Rules,
-        chunk_bytes: int,
+        options: Options,
         run: int,
         sink: Sink,
-        compression: Compression | None = None,
     ) -> None:
         self._transport = transport
         self._roles = roles
-        self._rules = rules
-        self._chunk_bytes = chunk_bytes
+        self._options = options
         self._run = run
         self._sink = sink
-        self._compression = compression or Compression()
+        self._compression = options.compression
         self._running = set(range(roles.workers))
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
-        self._layouts: dict[int, Layout] = {}
+        self._registrations: dict[int, dict[str, Any]] = {}  # of workers that wait for an answer
         self._digest = 0
         self._shard: Shard | None = None
         self._balance = 1.0
@@ -166,7 +164,7 @@ class Server:
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
         if kind is Kind.REGISTER:
-            self._layouts[worker] = Layout.from_json(bytes(payload).decode())
+            self._registrations[worker] = decode_json(payload)
             self._register_if_all_came()
         elif kind is Kind.MEET:
             self._meet(header, payload)
@@ -178,6 +176,7 @@ class Server:
             raise ProtocolError(f"worker {worker} sends {kind.name} before its registration")
         else:
             self._serve_chunk(self._shard, header, payload)
+        self._check_rendezvous()
 
     def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:
         if header.kind in CHUNK_KINDS:
@@ -227,33 +226,30 @@ class Server:
         return payload.copy()
 
     def _register_if_all_came(self) -> None:
-        if self._shard is not None or not self._layouts or not self._running <= set(self._layouts):
+        came = self._registrations
+        if self._shard is not None or not came or not self._running <= set(came):
             return
-        first, *others = sorted(self._layouts)
-        problems = [
-            f"worker {w} {text}, as on worker {first}"
-            for w in others
-            if (text := difference(self._layouts[first], self._layouts[w])) is not None
-        ]
-        if problems:
-            text = "parameters differ between workers: " + problems[0]
-            for worker in sorted(self._layouts):
-                refused = Header(Kind.REGISTERED, Verdict.REFUSED, self._run, worker=worker)
-                self._send(worker, refused, encode_json({"error": text, "first": first}))
-            return
-        self._open_shard(self._layouts[first])
-        for worker in sorted(self._layouts):
-            header = Header(Kind.REGISTERED, Verdict.APPLIED, self._run, self._digest, worker)
-            self._send(worker, header, encode_json({"first": first}))
+        first, *others = sorted(came)
+        problem = _problem(came)
+        if problem is None:
+            self._open_shard(Layout.from_record(came[first]["layout"]), [first, *others])
+        verdict = Verdict.APPLIED if problem is None else Verdict.REFUSED
+        answer = {"first": first, "error": problem}
+        for worker in [first, *others]:
+            header = Header(Kind.REGISTERED, verdict, self._run, self._digest, worker)
+            self._send(worker, header, encode_json(answer))
+        came.clear()  # whoever was refused may come again
 
-    def _open_shard(self, layout: Layout) -> None:
-        chunks = layout.chunks(self._chunk_bytes)
+    def _open_shard(self, layout: Layout, workers: Sequence[int]) -> None:
+        chunks = layout.chunks(self._options.chunk_bytes)
         owner = assign(chunks, self._roles.servers)
         mine = [chunk for chunk in chunks if owner[chunk.index] == self._transport.rank]
         self._balance = balance(chunks, owner, self._roles.servers)
         self._digest = layout.digest
+        options = self._options
+        rules = Rules(options.optimizer, options.schedule, options.staleness)
         # A worker that was done before it registered never pushes: nobody waits for it.
-        self._shard = Shard(layout, mine, sorted(self._layouts), self._rules)
+        self._shard = Shard(layout, mine, workers, rules)
         self._sink.log(
             f"shard of {sum(chunk.nbytes for chunk in mine)} bytes in {len(mine)} of "
             f"{len(chunks)} chunks, balance (max/mean over servers) {self._balance:.3f}"
@@ -265,8 +261,25 @@ class Server:
         part = decode_json(payload)
         self._send_outcomes(self._coordinator.meet(header.worker, header.sequence, part))
 
+    def _check_rendezvous(self) -> None:
+        """Ends the run where workers wait for each other: one here, one for the other's push."""
+        if self._coordinator is None or self._shard is None:
+            return
+        come, missing = self._coordinator.waiting()
+        if not come:
+            return
+        for worker, pushers in self._shard.waiting().items():
+            if worker in missing and (held := come & pushers):
+                other = min(held)
+                raise ConfigError(
+                    f"worker {worker} waits for the next step of worker {other}, which waits at "
+                    f"mean() or barrier() for worker {worker}; call worker.leave() where a "
+                    f"worker's data ends, or give all workers the same number of steps"
+                )
+
     def _finish(self, worker: int) -> None:
         self._running.discard(worker)
+        self._registrations.pop(worker, None)
         self._sink.log(f"worker {worker} is done")
         self._register_if_all_came()
         if self._coordinator is not None:
@@ -286,3 +299,19 @@ class Server:
     def _stats(self) -> dict[str, Any]:
         counters = self._shard.counters if self._shard is not None else Counters()
         return {**asdict(counters), **asdict(self._traffic), "balance": self._balance}
+
+
+def _problem(registrations: Mapping[int, Mapping[str, Any]]) -> str | None:
+    """Why these workers cannot train together: the first reason, in words."""
+    first, *others = sorted(registrations)
+    for worker in (first, *others):
+        if "problem" in registrations[worker]:
+            return f"worker {worker}: {registrations[worker]['problem']}"
+    layouts = {w: Layout.from_record(r["layout"]) for w, r in registrations.items()}
+    for worker in others:
+        text = difference(layouts[first], layouts[worker])
+        if text is not None:
+            return (
+                f"parameters differ between workers: worker {worker} {text}, as on worker {first}"
+            )
+    return None

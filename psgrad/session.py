@@ -13,26 +13,24 @@ for the failed one for ever.
 from __future__ import annotations
 
 import json
-import math
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from psgrad.codecs import Compression
 from psgrad.crash import describe, exit_status, say
 from psgrad.errors import ConfigError, PsgradError
-from psgrad.layout import SMALLEST_CHUNK_BYTES, SegmentOptions
+from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
+from psgrad.options import Options
 from psgrad.roles import Roles
 from psgrad.schedules import Constant, Schedule
 from psgrad.server import Server
-from psgrad.shard import Rules
 from psgrad.transport import Transport
 from psgrad.transport.mpi import MpiTransport
 from psgrad.version import __version__
-from psgrad.worker import Settings, Worker
+from psgrad.worker import Worker
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPOKESMAN_S = 2.0  # the others wait this long for the one that reports an error of all
-LARGEST_CHUNK_BYTES = 1 << 30  # MPI counts bytes in 32 bits
 
 
 def run(
@@ -85,8 +82,8 @@ def run(
             main,
             servers=servers,
             staleness=staleness,
-            optimizer=optimizer,
-            schedule=schedule,
+            optimizer=SGD() if optimizer is None else optimizer,
+            schedule=Constant() if schedule is None else schedule,
             segments=segments,
             clip_norm=clip_norm,
             chunk_bytes=chunk_bytes,
@@ -144,7 +141,8 @@ class Session:
         if not failed:
             return value  # type: ignore[return-value]  # attempt returned
         _, _, text = texts[failed[0]].partition("\n")
-        if len(failed) < self.size:
+        alike = len({texts[rank] for rank in failed}) == 1
+        if len(failed) < self.size and not (alike and len(failed) > 1):
             text = f"rank {failed[0]}: {text}"
         shared = ConfigError(text) if problem is None else type(problem)(text)
         shared.spokesman = self.rank == 0
@@ -170,62 +168,19 @@ class Session:
         return self.transport.exchange(text.encode() if self.rank == 0 else b"")[0].decode()
 
     def run(
-        self,
-        main: Callable[[Worker], T],
-        *,
-        servers: int = 1,
-        staleness: int | None = 0,
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        segments: Sequence[SegmentOptions] = (),
-        clip_norm: float | None = None,
-        chunk_bytes: int = 0,
-        window: int = 8,
-        codec: str = "none",
-        pull_codec: str = "none",
-        feedback: str = "auto",
-        zstd: str = "auto",
-        seed: int = 0,
-        sink: Sink | None = None,
+        self, main: Callable[[Worker], T], *, sink: Sink | None = None, **options: Any
     ) -> T | None:
         """``psgrad.run`` within this session; ``sink`` takes a server's log lines."""
-        options: dict[str, Any] = {
-            "servers": servers,
-            "staleness": staleness,
-            "optimizer": SGD() if optimizer is None else optimizer,
-            "schedule": Constant() if schedule is None else schedule,
-            "segments": tuple(segments),
-            "clip_norm": clip_norm,
-            "chunk_bytes": chunk_bytes,
-            "window": window,
-            "codec": codec,
-            "pull_codec": pull_codec,
-            "feedback": feedback,
-            "zstd": zstd,
-            "seed": seed,
-        }
-        roles = self.agree(lambda: _validate(self.size, options))
-        self.compare(options)
-        compression = Compression.of(codec, pull_codec, feedback, zstd)
+        chosen = self.agree(lambda: Options(**options))
+        roles = self.agree(lambda: chosen.roles(self.size))
+        self.compare(chosen.describe())
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         comm = self.transport.subgroup(list(roles.worker_ranks))
         try:
             if roles.is_server(self.rank):
-                rules = Rules(options["optimizer"], options["schedule"], staleness)
-                Server(
-                    self.transport,
-                    roles,
-                    rules,
-                    chunk_bytes,
-                    run_id,
-                    sink or Silent(),
-                    compression,
-                ).serve()
+                Server(self.transport, roles, chosen, run_id, sink or Silent()).serve()
                 return None
-            settings = Settings(
-                chunk_bytes, window, clip_norm, tuple(segments), run_id, compression, seed
-            )
-            worker = Worker(self.transport, roles, settings, comm)
+            worker = Worker(self.transport, roles, chosen, run_id, comm)
             try:
                 value = main(worker)
             except SystemExit as request:
@@ -250,36 +205,6 @@ class Session:
         status = exit_status(error)
         self.transport.abort(status)
         raise SystemExit(status)
-
-
-def _validate(size: int, options: Mapping[str, Any]) -> Roles:
-    staleness, clip_norm = options["staleness"], options["clip_norm"]
-    chunk_bytes, window = options["chunk_bytes"], options["window"]
-    if staleness is not None and (not isinstance(staleness, int) or staleness < 0):
-        raise ConfigError(
-            f"staleness must be an integer of at least 0 (0 is synchronous), or None for "
-            f"asynchronous, got {staleness!r}"
-        )
-    if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
-        raise ConfigError(f"clip_norm must be above 0, or None for no clipping, got {clip_norm}")
-    if chunk_bytes and not SMALLEST_CHUNK_BYTES <= chunk_bytes <= LARGEST_CHUNK_BYTES:
-        raise ConfigError(
-            f"chunk_bytes must be from {SMALLEST_CHUNK_BYTES} to {LARGEST_CHUNK_BYTES}, or 0 for "
-            f"the default grid, got {chunk_bytes}"
-        )
-    if window < 1:
-        raise ConfigError(f"window must be at least 1 chunk, got {window}")
-    if not 0 <= options["seed"] < 1 << 32:
-        raise ConfigError(f"seed must be from 0 to 2^32 - 1, got {options['seed']}")
-    Compression.of(*(options[key] for key in ("codec", "pull_codec", "feedback", "zstd")))
-    roles = Roles(size, options["servers"])
-    for segment in options["segments"]:
-        if segment.members is not None and segment.members[-1] >= roles.workers:
-            raise ConfigError(
-                f"segment {segment.match!r} has member {segment.members[-1]}, but worker indices "
-                f"go from 0 to {roles.workers - 1}"
-            )
-    return roles
 
 
 def _by_value(values: Sequence[str]) -> str:

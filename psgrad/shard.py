@@ -143,6 +143,20 @@ class Shard:
             + [push.header for queue in state.parked.values() for push in queue]
         ]
 
+    def waiting(self) -> dict[int, set[int]]:
+        """Workers with an unanswered pull, and whose next pushes each of them waits for."""
+        waits: dict[int, set[int]] = {}
+        for state in self.chunks.values():
+            for header in [pull.header for pull in state.pulls] + [
+                push.header for push in state.round.values() if push.header.kind is Kind.STEP
+            ]:
+                decision = may_answer(header.clock, state.clocks, self.rules.bound)
+                # A parked push is on its way in: its worker is not what this one waits for.
+                late = {w for w in decision.waits_for if not state.parked.get(w)}
+                if late and header.worker in state.clocks:
+                    waits.setdefault(header.worker, set()).update(late)
+        return waits
+
     def _reason(self, state: ChunkState, header: Header) -> str:
         if not state.ready:
             return "the chunk has no initial value yet"

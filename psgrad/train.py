@@ -13,6 +13,7 @@ from psgrad import faults, runfolder
 from psgrad.codecs import Compression
 from psgrad.compute import Compute, WorkerData, load_data
 from psgrad.config import Config, Source, Tables, resolve
+from psgrad.crash import FORWARD_S
 from psgrad.data import Batches, DatasetOptions, IndexArray
 from psgrad.kernels import Kernels
 from psgrad.kernels import load as load_kernels
@@ -65,9 +66,10 @@ def train(
         planted = session.agree(lambda: [faults.parse(text, roles) for text in config.inject])
         loaded = session.agree(lambda: load_data(config, roles, session.rank))
         kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank)))
-        name = config.run_dir or runfolder.default_name(config, stamp)
-        folder = Path(session.first(name))
-        session.agree(lambda: runfolder.create(folder, config) if session.rank == 0 else None)
+        made = session.agree(
+            lambda: runfolder.create(config, stamp) if session.rank == 0 else Path()
+        )
+        folder = Path(session.first(str(made)))
         role = roles.name(session.rank)
         first_worker = session.rank == roles.rank_of(0)
         journal = Journal(
@@ -168,7 +170,7 @@ class Trainer:
             loss_now = keep * loss_now + (1 - keep) * loss
             accuracy_now = keep * accuracy_now + (1 - keep) * accuracy
             self._sink.record(
-                "step", epoch=epoch, step=worker.clock, loss=loss, accuracy=accuracy,
+                "step", epoch=epoch + 1, step=worker.clock, loss=loss, accuracy=accuracy,
                 staleness=worker.staleness, learning_rate=worker.learning_rate,
             )  # fmt: skip
             # Worker 0 knows the others by the updates that its chunks have had.
@@ -234,6 +236,8 @@ class Trainer:
         runfolder.save_summary(self._folder, summary)
         _show(runfolder.closing(summary, self._folder))
         if config.json:
+            # Two streams: without a pause the launcher may pass the lines above on after this one.
+            worker.sleep(FORWARD_S)
             sys.stdout.write(to_json(summary) + "\n")
             sys.stdout.flush()
 

@@ -11,40 +11,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from psgrad.arrays import Arrays
-from psgrad.codecs import Bytes, Compression, Key, Workspace
+from psgrad.codecs import Bytes, Key, Workspace
 from psgrad.codecs.feedback import Feedback
 from psgrad.codecs.feedback import make as make_feedback
 from psgrad.codecs.zstd import ZstdStage
 from psgrad.errors import ConfigError, LayoutError, NonFiniteError, ProtocolError, PsgradError
 from psgrad.guard import check
-from psgrad.layout import Chunk, Float32, Layout, SegmentOptions, assign
+from psgrad.layout import Chunk, Float32, Layout, assign
 from psgrad.links import ServerLinks
 from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict, decode_json, encode_json
+from psgrad.options import Options
 from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
 
 NON_FINITE_LIMIT: Final = 10  # steps in a row
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a worker must know of the run. ``window`` is the pushes it may have unanswered at one
-    server; ``segments`` and ``chunk_bytes`` make the layout, ``clip_norm`` is the global norm."""
-
-    chunk_bytes: int = 0
-    window: int = 8
-    clip_norm: float | None = None
-    segments: tuple[SegmentOptions, ...] = ()
-    run: int = 0
-    compression: Compression = field(default_factory=Compression)
-    seed: int = 0  # of the codecs' randomness
 
 
 @dataclass
@@ -67,7 +54,7 @@ class Worker:
     """One worker rank, handed to ``main`` by ``psgrad.run``."""
 
     def __init__(
-        self, transport: Transport, roles: Roles, settings: Settings, comm: Any = None
+        self, transport: Transport, roles: Roles, options: Options, run: int, comm: Any = None
     ) -> None:
         self.rank = roles.worker_of(transport.rank)
         """This worker's index, 0 to size - 1; not the MPI rank."""
@@ -81,12 +68,10 @@ class Worker:
         """How many steps of this worker were not finite and were not applied."""
         self._transport = transport
         self._roles = roles
-        self._settings = settings
-        self._links = ServerLinks(
-            transport, roles, settings.run, settings.window, settings.compression.pull
-        )
+        self._options = options
+        self._links = ServerLinks(transport, roles, run, options.window, options.compression.pull)
         self._work = Workspace()
-        self._zstd = ZstdStage(settings.compression.zstd, transport.now)
+        self._zstd = ZstdStage(options.compression.zstd, transport.now)
         self._weight = 1.0  # of the last push that was not empty
         self._state: _Registered | None = None
         self._next_rate = NO_RATE
@@ -146,9 +131,13 @@ class Worker:
         """
         if self._state is not None:
             raise LayoutError("register() takes all parameters in one call, it was called twice")
-        layout = Layout.of(arrays, self._settings.segments)
+        try:
+            layout = Layout.of(arrays, self._options.segments)
+            record: dict[str, Any] = {"layout": asdict(layout)}
+        except (ConfigError, LayoutError) as problem:
+            record = {"problem": str(problem)}
         for header, payload in self._links.ask_all(
-            Header(Kind.REGISTER), Kind.REGISTERED, layout.to_json().encode()
+            Header(Kind.REGISTER), Kind.REGISTERED, encode_json(record)
         ):
             answer = decode_json(payload)
             if header.verdict is Verdict.REFUSED:
@@ -203,7 +192,8 @@ class Worker:
     def set_lr(self, rate: float) -> None:
         """Sets the base learning rate from this worker's next push on, for all workers.
 
-        It takes effect at that clock on every chunk of every server; the schedule multiplies it.
+        It takes effect at that clock on every chunk, of every server, that this worker trains; the
+        schedule multiplies it.
         In sync mode, two workers that set different rates at one clock are an error.
         """
         if not (math.isfinite(rate) and rate >= 0):
@@ -266,7 +256,7 @@ class Worker:
         return self._state
 
     def _lay_out(self, layout: Layout) -> _Registered:
-        chunks = layout.chunks(self._settings.chunk_bytes)
+        chunks = layout.chunks(self._options.chunk_bytes)
         members = {s.index: s.options.members for s in layout.segments}
         trained = tuple(
             chunk
@@ -274,7 +264,7 @@ class Worker:
             if (group := members[chunk.segment]) is None or self.rank in group
         )
         params, grads = (np.zeros(layout.size, np.float32) for _ in range(2))
-        codec = self._settings.compression.push
+        codec = self._options.compression.push
         return _Registered(
             layout,
             assign(chunks, self._roles.servers),
@@ -284,7 +274,7 @@ class Worker:
             grads,
             Arrays(layout.views(params)),
             Arrays(layout.views(grads)),
-            make_feedback(self._settings.compression.feedback, layout.size),
+            make_feedback(self._options.compression.feedback, layout.size),
             {}
             if codec is None
             else {c.index: np.zeros(codec.nbytes_max(c.size), np.uint8) for c in trained},
@@ -312,12 +302,12 @@ class Worker:
 
     def _send_gradient(self, kind: Kind, chunk: Chunk, state: _Registered, weight: float) -> None:
         grad = state.flat_grads[chunk.start : chunk.stop]
-        codec = self._settings.compression.push
+        codec = self._options.compression.push
         if codec is None or state.layout.segments[chunk.segment].options.buffer:
             self._send_chunk(kind, chunk, grad, weight)
             return
         out = state.payloads[chunk.index]
-        key = Key(self._settings.seed, self.rank, self.clock, chunk.start)
+        key = Key(self._options.seed, self.rank, self.clock, chunk.start)
         nbytes = state.feedback.encode(codec, chunk, grad, out, key, self._work)
         nbytes = self._zstd.apply(out[:nbytes])
         self._send_chunk(kind, chunk, out[:nbytes], weight, int(Flag.ENCODED))
@@ -352,7 +342,7 @@ class Worker:
         """Decides on the whole step before its first chunk leaves: may it be applied?"""
         trained = {chunk.segment for chunk in state.trained}
         segments = [s for s in state.layout.segments if s.index in trained]
-        verdict = check(state.flat_grads, state.layout, segments, self._settings.clip_norm)
+        verdict = check(state.flat_grads, state.layout, segments, self._options.clip_norm)
         if verdict.finite:
             self._non_finite_in_a_row = 0
             if verdict.scale != 1.0:

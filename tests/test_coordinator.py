@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -31,8 +32,9 @@ def test_the_mean_is_weighted():
     assert first.result == {"mean": {"loss": 2.0, "accuracy": 0.625}}
 
 
-def test_weights_of_zero_give_a_mean_of_zero():
-    assert combine({0: part(0.0, x=5.0), 1: part(0.0, x=7.0)}) == {"mean": {"x": 0.0}}
+def test_parts_of_weight_zero_count_for_nothing():
+    assert math.isnan(combine({0: part(0.0, x=5.0), 1: part(0.0, x=7.0)})["mean"]["x"])
+    assert combine({0: part(0.0, x=math.nan), 1: part(2.0, x=7.0)}) == {"mean": {"x": 7.0}}
     assert combine({0: part(0.0, x=5.0), 1: part(2.0, x=7.0)}) == {"mean": {"x": 7.0}}
 
 

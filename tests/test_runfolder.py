@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,17 +46,26 @@ def test_the_default_name(values, name):
 
 def test_the_configuration_in_the_folder_repeats_the_run(tmp_path):
     original = make(**{"model.hidden": [7, 5], "optimizer.name": "adamw", "clip_norm": 2})
-    runfolder.create(tmp_path / "a" / "b", original)
-    assert configure([config.from_toml(tmp_path / "a" / "b" / "config.toml")]) == original
+    original = replace(original, run_dir=str(tmp_path / "a" / "b"))
+    runfolder.create(original, "S")
+    assert configure([config.from_toml(tmp_path / "a" / "b" / "config.toml")]) == replace(
+        original, run_dir=""
+    )
     assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["config.toml"]
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
-    runfolder.create(tmp_path, make())
-    runfolder.create(tmp_path, make(seed=2))  # it never ended: it may begin again
+    runfolder.create(make(run_dir=str(tmp_path)), "S")
+    runfolder.create(make(run_dir=str(tmp_path), seed=2), "S")  # it never ended: it may begin again
     runfolder.save_summary(tmp_path, SUMMARY)
     with pytest.raises(ConfigError, match="holds a finished run; choose another --run-dir or rem"):
-        runfolder.create(tmp_path, make())
+        runfolder.create(make(run_dir=str(tmp_path)), "S")
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [str(runfolder.create(make(), "S")) for _ in range(3)]
+    assert names == [f"runs/S-mlp-digits-ssp{suffix}" for suffix in ("", "-2", "-3")]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +75,7 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
 def test_a_folder_that_cannot_be(tmp_path, name, problem):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError) as caught:
-        runfolder.create(tmp_path / name, make())
+        runfolder.create(make(run_dir=str(tmp_path / name)), "S")
     assert str(caught.value) == (
         f"cannot write the run folder {tmp_path / name}: {problem}; choose another --run-dir"
     )

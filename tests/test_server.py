@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from scripted_transport import NothingComesError, Scripted
 
 from psgrad import server as server_module
-from psgrad.errors import ProtocolError
+from psgrad.errors import ConfigError, ProtocolError
 from psgrad.layout import Layout
 from psgrad.messages import HEADER_NBYTES, Header, Kind, Verdict, encode_json
 from psgrad.optimizers import SGD
+from psgrad.options import Options
 from psgrad.roles import Roles
-from psgrad.schedules import Constant
 from psgrad.server import Server
-from psgrad.shard import Rules
 
 RUN = 77
 LAYOUT = Layout.of({"w": np.zeros((4, 5), np.float32), "b": np.zeros(4, np.float32)})
@@ -42,8 +42,8 @@ class Desk:
     def __init__(self, workers=1, bound=0, servers=1, rank=0):
         self.roles = Roles(workers + servers, servers)
         self.transport, self.sink = Scripted(rank), Log()
-        rules = Rules(SGD(1.0), Constant(), bound)
-        self.server = Server(self.transport, self.roles, rules, 0, RUN, self.sink)
+        options = Options(optimizer=SGD(1.0), staleness=bound, servers=servers)
+        self.server = Server(self.transport, self.roles, options, RUN, self.sink)
 
     def tell(self, sender, kind, payload=b"", **fields):
         header = Header(kind, run=RUN, layout=LAYOUT.digest, worker=sender)
@@ -52,7 +52,7 @@ class Desk:
 
     def register(self, *workers, initial=0.0):
         for worker in workers:
-            self.tell(worker, Kind.REGISTER, LAYOUT.to_json().encode())
+            self.tell(worker, Kind.REGISTER, registration(LAYOUT))
         self.tell(0, Kind.INIT, full(initial))
 
     def serve(self):
@@ -64,6 +64,10 @@ class Desk:
     @property
     def sent(self):
         return [(h.kind, h.worker) for h in self.transport.sent]
+
+
+def registration(layout):
+    return encode_json({"layout": asdict(layout)})
 
 
 def full(value):
@@ -100,10 +104,10 @@ def test_a_run_of_one_worker():
 
 def test_registration_waits_for_every_worker():
     desk = Desk(workers=3)
-    desk.tell(2, Kind.REGISTER, LAYOUT.to_json().encode())
-    desk.tell(0, Kind.REGISTER, LAYOUT.to_json().encode())
+    desk.tell(2, Kind.REGISTER, registration(LAYOUT))
+    desk.tell(0, Kind.REGISTER, registration(LAYOUT))
     assert desk.serve() == []
-    desk.tell(1, Kind.REGISTER, LAYOUT.to_json().encode())
+    desk.tell(1, Kind.REGISTER, registration(LAYOUT))
     assert desk.serve() == [(Kind.REGISTERED, w) for w in (0, 1, 2)]
     assert {h.layout for h in desk.transport.sent} == {LAYOUT.digest}
 
@@ -111,7 +115,7 @@ def test_registration_waits_for_every_worker():
 def test_layouts_that_differ_are_refused_on_every_worker():
     desk = Desk(workers=3)
     for worker, layout in [(0, LAYOUT), (1, LAYOUT), (2, OTHER)]:
-        desk.tell(worker, Kind.REGISTER, layout.to_json().encode())
+        desk.tell(worker, Kind.REGISTER, registration(layout))
     assert desk.serve() == [(Kind.REGISTERED, w) for w in (0, 1, 2)]
     assert {h.verdict for h in desk.transport.sent} == {Verdict.REFUSED}
     assert {json.loads(p)["error"] for p in desk.transport.payloads} == {
@@ -130,6 +134,45 @@ def test_a_worker_that_is_done_before_it_registered_is_not_waited_for():
     assert desk.serve()[-2:] == [(Kind.PARAMS, 0), (Kind.PARAMS, 2)]
 
 
+def test_the_refused_may_register_again():
+    desk = Desk(workers=2)
+    desk.tell(0, Kind.REGISTER, registration(LAYOUT))
+    desk.tell(1, Kind.REGISTER, registration(OTHER))
+    desk.tell(1, Kind.REGISTER, registration(LAYOUT))
+    desk.tell(0, Kind.REGISTER, registration(LAYOUT))
+    desk.serve()
+    assert [h.verdict for h in desk.transport.sent] == [Verdict.REFUSED] * 2 + [Verdict.APPLIED] * 2
+
+
+def test_a_problem_of_one_worker_is_told_to_all():
+    desk = Desk(workers=2)
+    desk.tell(0, Kind.REGISTER, registration(LAYOUT))
+    desk.tell(1, Kind.REGISTER, encode_json({"problem": "no parameters"}))
+    desk.serve()
+    answer = {"first": 0, "error": "worker 1: no parameters"}
+    assert [json.loads(p) for p in desk.transport.payloads] == [answer] * 2
+
+
+def test_workers_that_wait_for_each_other_in_a_circle():
+    desk = Desk(workers=2)
+    desk.register(0, 1)
+    desk.tell(1, Kind.STEP, full(1.0), clock=1, weight=1.0)
+    part = encode_json({"values": {}, "weight": 1.0})
+    desk.tell(0, Kind.MEET, part, sequence=1)
+    with pytest.raises(ConfigError, match="worker 1 waits for the next step of worker 0, which"):
+        desk.server.serve()
+
+
+def test_a_step_that_can_still_be_answered_is_no_circle():
+    desk = Desk(workers=3)
+    desk.register(0, 1, 2)
+    desk.tell(1, Kind.STEP, full(1.0), clock=1, weight=1.0)
+    desk.tell(0, Kind.PUSH, full(1.0), clock=1, weight=1.0)
+    desk.tell(0, Kind.MEET, encode_json({"values": {}, "weight": 1.0}), sequence=1)
+    desk.tell(2, Kind.PUSH, full(1.0), clock=1, weight=1.0)
+    assert (Kind.PARAMS, 1) in desk.serve()
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 def test_everyone_is_told_who_gives_the_initial_values(order):
     desk = Desk(workers=3)
@@ -137,9 +180,9 @@ def test_everyone_is_told_who_gives_the_initial_values(order):
         if worker == 0:
             desk.tell(0, Kind.FINISH)
         else:
-            desk.tell(worker, Kind.REGISTER, LAYOUT.to_json().encode())
+            desk.tell(worker, Kind.REGISTER, registration(LAYOUT))
     assert desk.serve() == [(Kind.REGISTERED, 1), (Kind.REGISTERED, 2)]
-    assert [json.loads(p) for p in desk.transport.payloads] == [{"first": 1}] * 2
+    assert [json.loads(p) for p in desk.transport.payloads] == [{"first": 1, "error": None}] * 2
     desk.tell(1, Kind.INIT, full(7.0))
     desk.tell(2, Kind.PULL)
     desk.serve()
@@ -266,7 +309,7 @@ def test_statistics_before_there_are_parameters():
 
 def test_a_server_owns_its_chunks_only():
     desk = Desk(servers=2, rank=1)  # LAYOUT has one chunk: it is on server 0
-    desk.tell(0, Kind.REGISTER, LAYOUT.to_json().encode())
+    desk.tell(0, Kind.REGISTER, registration(LAYOUT))
     desk.tell(0, Kind.LEAVE)
     assert desk.serve() == [(Kind.REGISTERED, 0), (Kind.LEFT, 0)]
     assert "shard of 0 bytes in 0 of 1 chunks, balance (max/mean over servers) 2.000" in (

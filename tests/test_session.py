@@ -15,6 +15,7 @@ WORKS = {
     "weights": 4,
     "uneven": 4,
     "no_parameters": 4,
+    "caught": 4,
     "late_start": 4,
     "rendezvous": 4,
     "set_lr": 5,
@@ -33,8 +34,8 @@ FAILS = {
     "early": (1, "rank 1 ({host}): ValueError: before run()"),
     "wrong_dtype": (
         2,
-        "rank 2 (worker, {host}): LayoutError: parameter 'b' has dtype float64, psgrad trains "
-        "float32; pass b.astype(numpy.float32)",
+        "rank 1 (worker, {host}): LayoutError: worker 1: parameter 'b' has dtype float64, psgrad "
+        "trains float32; pass b.astype(numpy.float32)",
     ),
     "wrong_shape": (
         2,
@@ -55,6 +56,22 @@ FAILS = {
         2,
         "rank 1 (worker, {host}): ConfigError: worker 1 brought ['a'] to mean(), worker 0 "
         "brought ['b']; all must bring the same names",
+    ),
+    "two_means_without_0": (
+        2,
+        "rank 2 (worker, {host}): ConfigError: worker 2 brought ['b'] to mean(), worker 1 "
+        "brought ['a']; all must bring the same names",
+    ),
+    "wrong_segments": (
+        2,
+        "rank 1 (worker, {host}): LayoutError: worker 0: unknown parameter in segment match 'z*'. "
+        "Known: b, w",
+    ),
+    "uneven_epochs": (
+        2,
+        "rank 0 (coordinator, {host}): ConfigError: worker 1 waits for the next step of worker 0, "
+        "which waits at mean() or barrier() for worker 1; call worker.leave() where a worker's "
+        "data ends, or give all workers the same number of steps",
     ),
     "never_finite": (
         1,

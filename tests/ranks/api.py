@@ -93,10 +93,26 @@ def late_start(worker):
     worker.step(decay(params))
 
 
+def caught(worker):
+    """A refused registration may be tried again."""
+    mine = arrays()
+    if worker.rank == 2:
+        mine["b"] = mine["b"][:3]
+    try:
+        worker.register(mine)
+    except LayoutError:
+        params = worker.register(arrays())
+        worker.step(decay(params))
+        return
+    raise AssertionError("another shape on one worker was accepted")
+
+
 def rendezvous(worker):
     mean = worker.mean({"a": worker.rank, "b": 1.0}, weight=worker.rank + 1)
     assert mean == {"a": (0 * 1 + 1 * 2 + 2 * 3) / 6, "b": 1.0}
     worker.barrier()
+    assert worker.mean({"a": float(worker.rank)}, weight=worker.rank == 1) == {"a": 1.0}
+    assert np.isnan(worker.mean({"a": 1.0}, weight=0.0)["a"]), "a mean over nothing"
     assert worker.size == 3
     assert worker.comm.size == 3
     assert worker.comm.rank == worker.rank
@@ -203,6 +219,7 @@ def misuse(worker):
     fails(LayoutError, lambda: params.pop("w"))
     for weight in (-1.0, float("nan"), float("inf")):
         fails(ConfigError, lambda weight=weight: worker.step(decay(params), weight=weight))
+        fails(ConfigError, lambda weight=weight: worker.mean({"a": 1.0}, weight=weight))
     worker.step(decay(params))
     worker.leave()
     fails(ProtocolError, lambda: worker.step(decay(params)))
@@ -256,6 +273,23 @@ def two_means(worker):
     worker.mean({"a": 1.0} if worker.rank else {"b": 1.0})
 
 
+def two_means_without_0(worker):
+    if worker.rank:
+        worker.mean({"a": 1.0} if worker.rank == 1 else {"b": 1.0})
+
+
+def wrong_segments(worker):
+    worker.register(arrays())
+
+
+def uneven_epochs(worker):
+    """One more step on worker 1 than on the others, then a mean of all: a circle."""
+    params = worker.register(arrays())
+    for _ in range(4 if worker.rank == 1 else 3):
+        worker.step(decay(params))
+    worker.mean({"loss": 1.0})
+
+
 def never_finite(worker):
     params = worker.register(arrays())
     while True:
@@ -268,6 +302,7 @@ def never_finite(worker):
 OPTIONS = {
     "push_and_pull": {"servers": 2},
     "set_lr": {"servers": 2, "chunk_bytes": 1024},
+    "wrong_segments": {"segments": [psgrad.SegmentOptions("z*")]},
     "uneven": {"chunk_bytes": 1024, "window": 1},
     # A small rate: with stale gradients, a large one overshoots.
     "bounded": {

@@ -1,0 +1,122 @@
+"""The options of ``psgrad.run``: one frozen record, checked as a whole before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Final
+
+from psgrad.codecs import Compression
+from psgrad.errors import ConfigError
+from psgrad.layout import SMALLEST_CHUNK_BYTES, SegmentOptions
+from psgrad.optimizers import OPTIMIZERS, SGD, Optimizer
+from psgrad.roles import Roles
+from psgrad.schedules import SCHEDULES, Constant, Schedule
+
+LARGEST_CHUNK_BYTES: Final = 1 << 30  # MPI counts bytes in 32 bits
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``psgrad.run`` describes; raises ``ConfigError`` for what cannot be."""
+
+    servers: int = 1
+    staleness: int | None = 0
+    optimizer: Optimizer = field(default_factory=SGD)
+    schedule: Schedule = field(default_factory=Constant)
+    segments: Sequence[SegmentOptions] = ()
+    clip_norm: float | None = None
+    chunk_bytes: int = 0
+    window: int = 8
+    codec: str = "none"
+    pull_codec: str = "none"
+    feedback: str = "auto"
+    zstd: str = "auto"
+    seed: int = 0
+    compression: Compression = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        fixed = {
+            "servers": _whole("servers", self.servers, 1),
+            "staleness": None
+            if self.staleness is None
+            else _whole("staleness", self.staleness, 0, "; 0 is synchronous, None asynchronous"),
+            "segments": _segments(self.segments),
+            "clip_norm": _clip_norm(self.clip_norm),
+            "chunk_bytes": _whole("chunk_bytes", self.chunk_bytes, 0),
+            "window": _whole("window", self.window, 1),
+            "seed": _whole("seed", self.seed, 0),
+        }
+        for name, value in fixed.items():
+            object.__setattr__(self, name, value)
+        check_chunk_bytes(self.chunk_bytes)
+        if self.seed >= 1 << 32:
+            raise ConfigError(f"seed must be below 2^32, got {self.seed}")
+        _known("optimizer", self.optimizer, tuple(OPTIMIZERS.values()), "psgrad.SGD(0.1)")
+        _known("schedule", self.schedule, tuple(SCHEDULES.values()), "psgrad.Cosine(total=1000)")
+        for name in ("codec", "pull_codec", "feedback", "zstd"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} must be a string, got {getattr(self, name)!r}")
+        compression = Compression.of(self.codec, self.pull_codec, self.feedback, self.zstd)
+        object.__setattr__(self, "compression", compression)
+
+    def describe(self) -> dict[str, Any]:
+        """What ranks compare."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+
+    def roles(self, size: int) -> Roles:
+        """The roles of ``size`` ranks; raises ``ConfigError`` where there are too few."""
+        roles = Roles(size, self.servers)
+        for segment in self.segments:
+            if segment.members is not None and segment.members[-1] >= roles.workers:
+                raise ConfigError(
+                    f"segment {segment.match!r} has member {segment.members[-1]}, but worker "
+                    f"indices go from 0 to {roles.workers - 1}"
+                )
+        return roles
+
+
+def check_chunk_bytes(chunk_bytes: int) -> None:
+    """Raises ``ConfigError`` for a size that chunks cannot have."""
+    if chunk_bytes and not SMALLEST_CHUNK_BYTES <= chunk_bytes <= LARGEST_CHUNK_BYTES:
+        raise ConfigError(
+            f"chunk_bytes must be from {SMALLEST_CHUNK_BYTES} to {LARGEST_CHUNK_BYTES}, or 0 for "
+            f"the default grid, got {chunk_bytes}"
+        )
+
+
+def _whole(name: str, value: Any, least: int, more: str = "") -> int:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}{more}")
+    return number
+
+
+def _clip_norm(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ConfigError(f"clip_norm must be a number above 0, or None, got {value!r}")
+    return float(value)
+
+
+def _segments(value: Any) -> tuple[SegmentOptions, ...]:
+    entries = (value,) if isinstance(value, (str, SegmentOptions)) else tuple(value)
+    for entry in entries:
+        if not isinstance(entry, SegmentOptions):
+            raise ConfigError(
+                f"segments must be a list of psgrad.SegmentOptions('*.bias', ...), got {entry!r}"
+            )
+    return entries
+
+
+def _known(name: str, value: Any, kinds: tuple[type, ...], example: str) -> None:
+    if not isinstance(value, kinds):
+        raise ConfigError(f"{name} must be one such as {example}, got {value!r}")

@@ -1,0 +1,75 @@
+"""The options of ``psgrad.run``: each mistake is one line before anything starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import psgrad
+from psgrad.codecs import Compression
+from psgrad.errors import ConfigError
+from psgrad.options import LARGEST_CHUNK_BYTES, Options
+
+REFUSED = [
+    ({"servers": 0}, "servers must be a whole number of at least 1, got 0"),
+    ({"servers": "1"}, "servers must be a whole number of at least 1, got '1'"),
+    ({"servers": 1.0}, "servers must be a whole number of at least 1, got 1.0"),
+    ({"servers": True}, "servers must be a whole number of at least 1, got True"),
+    ({"staleness": -1}, "staleness must be a whole number of at least 0, got -1; 0 is synch"),
+    ({"staleness": True}, "staleness must be a whole number of at least 0, got True"),
+    ({"window": 0}, "window must be a whole number of at least 1, got 0"),
+    ({"window": 1.5}, "window must be a whole number of at least 1, got 1.5"),
+    ({"chunk_bytes": -1}, "chunk_bytes must be a whole number of at least 0, got -1"),
+    ({"chunk_bytes": 63}, "chunk_bytes must be from 64 to 1073741824, or 0 for the default grid"),
+    ({"chunk_bytes": LARGEST_CHUNK_BYTES + 1}, "chunk_bytes must be from 64 to 1073741824"),
+    ({"clip_norm": 0}, "clip_norm must be a number above 0, or None, got 0"),
+    ({"clip_norm": "1"}, "clip_norm must be a number above 0, or None, got '1'"),
+    ({"clip_norm": float("nan")}, "clip_norm must be a number above 0, or None, got nan"),
+    ({"clip_norm": True}, "clip_norm must be a number above 0, or None, got True"),
+    ({"seed": 1 << 32}, "seed must be below 2^32, got 4294967296"),
+    ({"optimizer": "sgd"}, "optimizer must be one such as psgrad.SGD(0.1), got 'sgd'"),
+    ({"optimizer": psgrad.SGD}, "optimizer must be one such as psgrad.SGD(0.1), got <class"),
+    ({"schedule": "cosine"}, "schedule must be one such as psgrad.Cosine(total=1000), got 'cos"),
+    ({"segments": ["b"]}, "segments must be a list of psgrad.SegmentOptions"),
+    ({"segments": "b"}, "segments must be a list of psgrad.SegmentOptions"),
+    ({"codec": None}, "codec must be a string, got None"),
+    ({"codec": "nne"}, "unknown codec 'nne'; did you mean 'none'?"),
+    ({"pull_codec": "nne"}, "unknown codec 'nne'; did you mean 'none'?"),
+    ({"feedback": "eff"}, "unknown feedback 'eff'; did you mean 'ef'"),
+    ({"feedback": "ef"}, "feedback 'ef' needs a codec that loses something, got 'none'"),
+    ({"zstd": "of"}, "unknown zstd mode 'of'; did you mean 'off'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "text"), REFUSED)
+def test_refused(changes, text):
+    with pytest.raises(ConfigError) as caught:
+        Options(**changes)
+    assert str(caught.value).startswith(text)
+
+
+def test_accepted():
+    options = Options(
+        servers=np.int64(2), staleness=None, clip_norm=np.float32(0.5), chunk_bytes=64,
+        segments=psgrad.SegmentOptions("b"), optimizer=psgrad.Adam(),
+    )  # fmt: skip
+    assert (options.servers, options.clip_norm) == (2, 0.5)
+    assert type(options.servers) is int
+    assert options.segments == (psgrad.SegmentOptions("b"),)
+    assert options.compression == Compression(zstd="auto")
+    assert options == Options(**options.describe())
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (1, "psgrad needs at least 2 ranks"),
+        (2, "servers must be from 1 to 1 with 2 ranks, got 2"),
+        (4, "segment 'b' has member 2, but worker indices go from 0 to 1"),
+    ],
+)
+def test_the_ranks_must_suffice(size, text):
+    options = Options(servers=2, segments=[psgrad.SegmentOptions("b", members=(0, 2))])
+    with pytest.raises(ConfigError, match=text.replace("(", r"\(")):
+        options.roles(size)
+    assert options.roles(5).workers == 3
