@@ -96,12 +96,18 @@ def _main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     commands.add_parser("train", help="train; every rank of an MPI job runs this", add_help=False)
     commands.add_parser("run", help="start an MPI job on this machine", add_help=False)
+    commands.add_parser("codecs", help="list the codecs", add_help=False)
+    commands.add_parser("bench", help="measure: bench codec", add_help=False)
     arguments, rest = parser.parse_known_args(argv[:1])
     if arguments.command is None and argv:
         parser.error(f"the first argument is a command, train or run, got {argv[0]!r}")
     if arguments.command is None:
         parser.print_help()
         return 0
+    if arguments.command == "codecs":
+        return _codecs(argv[1:])
+    if arguments.command == "bench":
+        return _bench(argv[1:])
     return _train([*rest, *argv[1:]])
 
 
@@ -116,6 +122,59 @@ def _train(argv: Sequence[str]) -> int:
     # Wrong arguments, too, are for the ranks to agree on: one of them reports.
     train(lambda: _configure(_train_parser().parse_args(argv), os.environ), stamp, terminal)
     return 0
+
+
+def _codecs(argv: Sequence[str]) -> int:
+    Parser(prog="psgrad codecs", description="List the codecs.").parse_args(argv)
+    from dataclasses import fields
+
+    from psgrad.codecs import CODECS
+
+    for name, kind in CODECS.items():
+        options = ", ".join(f"{f.name}={f.default}" for f in fields(kind))  # type: ignore[arg-type]
+        print(f"{name:10} {kind.summary}" + (f" ({options})" if options else ""))
+    return 0
+
+
+def _bench(argv: Sequence[str]) -> int:
+    arguments = _bench_parser().parse_args(argv)
+    os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))
+    from pathlib import Path
+
+    from psgrad import bench
+
+    specs = arguments.codec or bench.SPECS
+    rows = bench.bench_codecs(arguments.n, specs, arguments.repeats, lambda _: None)
+    print(bench.table(rows, arguments.n))
+    if arguments.plot:
+        bench.plot(rows, Path(arguments.plot))
+    if arguments.json:
+        import json
+
+        print(json.dumps({"n": arguments.n, "rows": bench.records(rows)}))
+    return 0
+
+
+def _bench_parser() -> Parser:
+    parser = Parser(prog="psgrad bench", description="Measure on this machine, in one process.")
+    parser.add_argument("what", choices=["codec"], help="codec: every codec's cost and error")
+    parser.add_argument("--n", type=_count, default="16M", help="elements: 4096, 64K, 16M (16M)")
+    parser.add_argument("--codec", action="append", metavar="SPEC", help="only these")
+    parser.add_argument("--repeats", type=_count, default="5", help="of which the median is taken")
+    parser.add_argument("--plot", metavar="PNG", help="draw error against bits")
+    parser.add_argument("--json", action="store_true", help="the figures on the last line")
+    return parser
+
+
+def _count(text: str) -> int:
+    number, scale = text[:-1], {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper())
+    if scale is None:
+        number, scale = text, 1
+    if not number.isdigit() or int(number) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a count of at least 1, such as 4096, 64K or 16M, got {text!r}"
+        )
+    return int(number) * scale
 
 
 def blas_threads(environ: Mapping[str, str], mine: int, cores: int) -> dict[str, str]:

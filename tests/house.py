@@ -36,7 +36,7 @@ HOUSE = (
     Row(3, "coordinator links options shard"),
     Row(4, "server worker"),
     Row(5, "session"),
-    Row(6, "causes compute faults launch progress runfolder"),
+    Row(6, "bench causes compute faults launch progress runfolder"),
     Row(6, "jobs train"),
     Row(7, "cli"),
     Row(7, "__main__"),
