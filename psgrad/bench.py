@@ -57,6 +57,15 @@ class Row:
     error_rows: float
     error_real: float
 
+    @property
+    def break_even(self) -> float:
+        """Gb/s of a link below which the codec saves time: bytes saved over time spent.
+
+        Encoding and adding up take 1/encode + 1/accumulate seconds for each GB of gradient, which
+        they make smaller by 1 - bits/32 GB. Nothing is assumed to overlap.
+        """
+        return 8 * (1 - self.bits / 32) / (1 / self.encode + 1 / self.accumulate)
+
 
 def bench_codecs(
     n: int, specs: Sequence[str], repeats: int, done: Callable[[str], None]
@@ -158,14 +167,14 @@ def table(rows: Sequence[Row], n: int) -> str:
     head = (
         f"{n:,} elements of float32, one thread; GB/s of gradient, x of memcpy\n"
         f"{'codec':26}{'bits':>7}{'encode':>14}{'decode':>8}{'sum of 8':>15}{'4 KiB':>9}"
-        f"{'error on':>11}{'':>16}\n"
+        f"{'pays below':>12}{'error on':>11}\n"
         f"{'':26}{'/elem':>7}{'GB/s':>8}{'x':>6}{'GB/s':>8}{'GB/s':>9}{'x':>6}{'us':>9}"
-        f"{'Gauss':>11}{'rows':>8}{'real':>8}"
+        f"{'Gb/s':>12}{'Gauss':>11}{'rows':>8}{'real':>8}"
     )
     lines = [
         f"{r.codec:26}{r.bits:7.2f}{r.encode:8.2f}{r.encode_ratio:6.2f}{r.decode:8.2f}"
         f"{r.accumulate:9.2f}{r.accumulate_ratio:6.2f}{r.small_us:9.1f}"
-        f"{r.error_gauss:11.4f}{r.error_rows:8.4f}{r.error_real:8.4f}"
+        f"{r.break_even:12.1f}{r.error_gauss:11.4f}{r.error_rows:8.4f}{r.error_real:8.4f}"
         for r in rows
     ]
     return "\n".join([head, *lines])
@@ -199,7 +208,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows for a program."""
-    return [asdict(row) for row in rows]
+    return [{**asdict(row), "break_even": row.break_even} for row in rows]
 
 
 def _in_turn(
