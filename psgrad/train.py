@@ -143,9 +143,10 @@ class Trainer:
             _show(self._opening())
         start = worker.now()
         self._epochs(compute, mpi_rank)
-        worker.leave()
+        steps = worker.clock
+        worker.leave()  # may push once more: what feedback has kept back
         totals = worker.mean(
-            {"samples": self._samples, "steps": worker.clock, "skipped": worker.skipped}
+            {"samples": self._samples, "steps": steps, "skipped": worker.skipped}
         )
         seconds = worker.now() - start
         if worker.rank == 0:

@@ -17,6 +17,7 @@ WORKS = {
     "no_parameters": 4,
     "caught": 4,
     "late_start": 4,
+    "pulled_in_8_bits": 5,
     "rendezvous": 4,
     "set_lr": 5,
     "segments": 4,
@@ -93,6 +94,13 @@ def test_works(mpi, case):
     assert status == 0, stderr
     assert stdout.split() == ["ok"] * ranks
     assert stderr == ""
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("codec", ["topk:0.05+int8", "sign", "int4:rounding=stochastic"])
+def test_feedback_loses_nothing(mpi, codec, mode):
+    status, _, stderr = mpi.run(4, [PROGRAM, "nothing_lost", 4, codec, mode])
+    assert status == 0, stderr
 
 
 @pytest.mark.parametrize("case", FAILS)

@@ -152,6 +152,22 @@ def test_a_non_finite_step_is_skipped_and_counted(mpi, tmp_path):
     assert summary["test_accuracy"] >= 0.96
 
 
+@pytest.mark.parametrize("mode", ["sync", "ssp", "async"])
+@pytest.mark.parametrize(
+    ("codec", "pull_codec", "smaller"),
+    [("topk:0.01", "none", 25), ("int4", "none", 6.5), ("sign", "none", 18), ("int8", "int8", 3.8)],
+)
+def test_compressed_training(mpi, tmp_path, codec, pull_codec, smaller, mode):
+    summary, _ = train(
+        mpi, tmp_path / "run", "--mode", mode, "--codec", codec, "--pull-codec", pull_codec,
+        "--optimizer", "sgd", "--set", "model.hidden=[512,320]",
+    )  # fmt: skip
+    assert summary["test_accuracy"] >= 0.94
+    dense = 4 * 200_650 * summary["steps"]
+    assert summary["bytes_pushed"] * smaller < dense
+    assert summary["bytes_pulled"] < (1.02 * dense if pull_codec == "none" else dense / 3.5)
+
+
 @pytest.mark.parametrize("partition", ["by-label", "contiguous"])
 def test_partitions(mpi, tmp_path, partition):
     summary, _ = train(mpi, tmp_path / "run", "--mode", "sync", "--partition", partition)

@@ -17,8 +17,15 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from psgrad.codecs.base import Bytes, Codec, Key, Opened, Workspace
+from psgrad.codecs.blocks import Int4, Int8
 from psgrad.codecs.feedback import choose
+from psgrad.codecs.halves import BF16, FP16
+from psgrad.codecs.qsgd import QSGD
+from psgrad.codecs.randk import RandK
 from psgrad.codecs.raw import Raw
+from psgrad.codecs.sign import Sign
+from psgrad.codecs.ternary import Ternary
+from psgrad.codecs.topk import TopK
 from psgrad.codecs.zstd import check
 from psgrad.errors import ConfigError, unknown_name
 
@@ -36,7 +43,9 @@ __all__ = [
     "spec",
 ]
 
-CODECS: Final[Mapping[str, type[Codec]]] = MappingProxyType({"none": Raw})
+CODECS: Final[Mapping[str, type[Codec]]] = MappingProxyType(
+    {kind.name: kind for kind in (Raw, FP16, BF16, Int8, Int4, QSGD, Ternary, Sign, TopK, RandK)}
+)
 """The names of the command line."""
 
 PULL_CODECS: Final = ("none", "fp16", "bf16", "int8", "int4")

@@ -107,6 +107,45 @@ def caught(worker):
     raise AssertionError("another shape on one worker was accepted")
 
 
+def nothing_lost(worker):
+    """With plain SGD and error feedback, what all workers pushed arrives, in whatever pieces."""
+    params = worker.register(arrays(0.0))
+    sums = {name: np.zeros(value.shape, np.float64) for name, value in params.items()}
+    for index in range(worker.size):
+        rng = np.random.default_rng(index)
+        for _ in range(20):
+            grads = {
+                name: rng.standard_normal(value.shape, dtype=np.float32)
+                for name, value in params.items()
+            }
+            for name, grad in grads.items():
+                sums[name] += grad
+            if index == worker.rank:
+                worker.step(grads)
+    worker.leave()
+    worker.barrier()
+    worker.pull(dense=True)
+    for name, value in params.items():
+        # An asynchronous push is a whole step; a synchronous round is the mean of three.
+        expected = -0.1 * sums[name] / (1 if ASYNC else worker.size)
+        assert np.allclose(value, expected, rtol=1e-4, atol=1e-4), name
+
+
+def pulled_in_8_bits(worker):
+    """Parameters come within half a step of int8; a dense pull brings what the servers have."""
+    rng = np.random.default_rng(1)
+    first = {"w": rng.standard_normal((30, 40), dtype=np.float32), "b": np.ones(7, np.float32)}
+    params = worker.register(first)
+    assert np.array_equal(params["w"], first["w"]), "the first pull is dense"
+    zeros = {name: np.zeros_like(value) for name, value in params.items()}
+    worker.step(zeros)
+    step = np.abs(first["w"]).max() / 127
+    assert not np.array_equal(params["w"], first["w"])
+    assert np.abs(params["w"] - first["w"]).max() <= 0.5001 * step
+    worker.pull(dense=True)
+    assert np.array_equal(params["w"], first["w"])
+
+
 def rendezvous(worker):
     mean = worker.mean({"a": worker.rank, "b": 1.0}, weight=worker.rank + 1)
     assert mean == {"a": (0 * 1 + 1 * 2 + 2 * 3) / 6, "b": 1.0}
@@ -313,6 +352,7 @@ OPTIONS = {
         "window": 2,
     },
     "clipped": {"clip_norm": 1.0},
+    "pulled_in_8_bits": {"pull_codec": "int8", "servers": 2, "chunk_bytes": 1024},
     "segments": {
         "segments": [
             psgrad.SegmentOptions("slow", learning_rate_scale=0.1),
@@ -321,6 +361,8 @@ OPTIONS = {
         ]
     },
 }
+
+ASYNC = "async" in sys.argv
 
 if __name__ == "__main__":
     case, ranks = sys.argv[1], int(sys.argv[2])
@@ -336,6 +378,8 @@ if __name__ == "__main__":
         options["staleness"] = MPI.COMM_WORLD.rank // 2
     if case == "servers":
         options["servers"] = ranks
+    if case == "nothing_lost":
+        options |= {"codec": sys.argv[3], "staleness": None if ASYNC else 0, "chunk_bytes": 2048}
     main = globals().get(case, views)
     if case == "communicator":
         # Two runs after each other, on a communicator of the caller's that stays the caller's.

@@ -1,0 +1,134 @@
+"""``topk``: the elements of largest magnitude, and where they are (Aji and Heafield, EMNLP 2017).
+
+C(v) keeps k = max(1, round(ratio n)) elements of v, so |v - C(v)|^2 <= (1 - k/n) |v|^2: a
+contraction, to be used with error feedback. Zeros are not sent, so a payload may store fewer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import numpy as np
+
+from psgrad.codecs import indices
+from psgrad.codecs.base import Bytes, Key, Opened, Workspace
+from psgrad.codecs.raw import encode_raw, open_plain, raw_nbytes
+from psgrad.codecs.sparse import (
+    BLOCK_LOG2,
+    INT8,
+    VALUES,
+    OpenedSparse,
+    check_ratio,
+    count,
+    read_values,
+    values_nbytes,
+    write_values,
+)
+from psgrad.codecs.wire import (
+    HEADER_NBYTES,
+    Flag,
+    PayloadHeader,
+    body_of,
+    read_header,
+    write_header,
+)
+from psgrad.errors import ConfigError, WireError, unknown_name
+from psgrad.kernels.select import above_threshold, top_k
+from psgrad.layout import Float32
+
+SELECTIONS: Final = ("exact", "threshold")
+WARMUP_RATIO: Final = 0.25
+
+
+@dataclass(frozen=True)
+class TopK:
+    """``select``: exact takes the set of a full sort, ties to the lowest index; threshold takes all
+    elements above a magnitude that a sample of this very v says: about k of them, at most 2k.
+
+    ``values`` is what they are written as: float32, bf16, or int8 with a scale for 128 of them;
+    with feedback the rounding error stays in the residual. Over the first ``warmup`` steps the
+    ratio falls exponentially from 0.25 to ``ratio``, as Lin et al. (ICLR 2018) do it in four jumps.
+    """
+
+    name: ClassVar[str] = "topk"
+    code: ClassVar[int] = 8
+    summary: ClassVar[str] = "the elements of largest magnitude, with their indices"
+    unbiased: ClassVar[bool] = False
+
+    ratio: float = 0.01
+    values: str = "float32"
+    select: str = "exact"
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_ratio("top-k", self.ratio)
+        if self.values not in VALUES:
+            raise ConfigError(unknown_name("values of top-k", self.values, VALUES))
+        if self.select not in SELECTIONS:
+            raise ConfigError(unknown_name("selection of top-k", self.select, SELECTIONS))
+        if self.warmup < 0:
+            raise ConfigError(f"top-k warmup must be at least 0 steps, got {self.warmup}")
+
+    def ratio_at(self, step: int) -> float:
+        """The ratio of a step: a pure function, so that a restart goes on as before."""
+        if step >= self.warmup or self.ratio >= WARMUP_RATIO:
+            return self.ratio
+        fall = self.ratio / WARMUP_RATIO
+        return float(WARMUP_RATIO * fall ** (max(step, 0) / self.warmup))
+
+    def count(self, n: int, step: int) -> int:
+        """How many of n elements are to be sent: k."""
+        return count(self.ratio_at(step), n)
+
+    def nbytes_max(self, n: int) -> int:
+        return min(self._packed_nbytes(n), raw_nbytes(n))
+
+    def encode(
+        self, x: Float32, residual: Float32 | None, out: Bytes, key: Key, work: Workspace
+    ) -> int:
+        n = x.size
+        if self._packed_nbytes(n) >= raw_nbytes(n):
+            return encode_raw(self.code, x, residual, out)
+        k = self.count(n, key.step)
+        pick = top_k if self.select == "exact" else above_threshold
+        found = pick(x, k, work) if residual is None else pick(residual, k, work, add=x)
+        where, values = found
+        if np.count_nonzero(values) < values.size:
+            where, values = where[values != 0], values[values != 0]
+        if not where.size:
+            write_header(out, PayloadHeader(self.code, n, 0, 0, flags=Flag.ZERO))
+            return HEADER_NBYTES
+        kind = VALUES[self.values]
+        body = out[HEADER_NBYTES:]
+        sent = write_values(values, kind, body, work)
+        if residual is not None:
+            residual[where] = 0 if sent is None else values - sent
+        split = values_nbytes(kind, where.size)
+        coding, nbytes = indices.write(where, n, body[split:], work)
+        nbytes += split
+        block = BLOCK_LOG2 if kind == INT8 else 0
+        write_header(out, PayloadHeader(self.code, n, where.size, nbytes, kind, 0, coding, block))
+        return HEADER_NBYTES + nbytes
+
+    def open(self, payload: Bytes, n: int) -> Opened:
+        header = read_header(payload, self.code, n)
+        plain = open_plain(payload, header)
+        if plain is not None:
+            return plain
+        k, kind = header.k, header.values
+        if not k or kind not in VALUES.values():
+            raise WireError(f"a top-k payload has {k} values of type {kind}")
+        if header.block != (BLOCK_LOG2 if kind == INT8 else 0):
+            raise WireError(f"a top-k payload has blocks of 2^{header.block}")
+        split = values_nbytes(kind, k)
+        body = body_of(payload, header, split + indices.nbytes_max(n, k))
+        values = read_values(body[:split], kind, k)
+        return OpenedSparse(indices.read(header.indices, body[split:], n, k), values)
+
+    def _packed_nbytes(self, n: int) -> int:
+        """The most bytes that a payload with indices may need, whatever the step."""
+        k = self.count(n, 0)
+        if self.select == "threshold":
+            k = min(n, 2 * k)
+        return HEADER_NBYTES + values_nbytes(VALUES[self.values], k) + indices.nbytes_max(n, k)
