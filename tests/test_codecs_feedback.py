@@ -135,6 +135,9 @@ def test_a_state_of_something_else_is_refused():
 def test_what_auto_means():
     assert choose("auto", Raw()) == "none"
     assert choose("auto", Largest()) == "ef"
+    assert [choose("auto", parse(name)) for name in ("sign", "randk", "qsgd", "ternary")] == [
+        "ef", "ef", "none", "none",
+    ]  # fmt: skip
     assert choose("none", Largest()) == "none"
     with pytest.raises(ConfigError, match="feedback 'dgc' needs a codec that loses something"):
         choose("dgc", Raw())

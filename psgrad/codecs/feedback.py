@@ -23,6 +23,8 @@ from psgrad.codecs.base import Bytes, Codec, Key, Workspace
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.layout import Chunk, Float32
 
+# Their error may be larger than what they encode: fed back, it would grow without end.
+NOT_FED_BACK: Final = ("none", "qsgd", "ternary")
 FEEDBACKS: Final = ("auto", "none", "ef", "dgc")
 DGC_MOMENTUM: Final = 0.9
 
@@ -157,7 +159,10 @@ class DeepGradientCompression:
 
 
 def choose(name: str, codec: Codec) -> str:
-    """The feedback that ``name`` means with ``codec``: auto is ``ef`` unless nothing is lost.
+    """The feedback that ``name`` means with ``codec``.
+
+    ``auto`` is ``ef``, but ``none`` where nothing is lost and for the unbiased codecs whose error
+    is no contraction.
 
     Raises ``ConfigError`` for an unknown name, and for a feedback without anything to feed back.
     """
@@ -167,7 +172,7 @@ def choose(name: str, codec: Codec) -> str:
         raise ConfigError(f"feedback {name!r} needs a codec that loses something, got 'none'")
     if name != "auto":
         return name
-    return "none" if codec.name == "none" else "ef"
+    return "none" if codec.name in NOT_FED_BACK else "ef"
 
 
 def make(name: str, n: int) -> Feedback:
