@@ -273,15 +273,14 @@ def _check_arrays(arrays: Mapping[str, Any]) -> None:
     for name, array in arrays.items():
         if not isinstance(name, str):
             raise LayoutError(f"parameter names must be str, got {name!r}")
-        dtype = getattr(array, "dtype", None)
-        if dtype is None:
+        if not isinstance(array, (np.ndarray, np.generic)):
             raise LayoutError(
-                f"parameter {name!r} must be an array, got {type(array).__name__}; "
-                f"pass numpy.asarray(value, dtype=numpy.float32)"
+                f"parameter {name!r} must be a NumPy array, got {type(array).__name__}; pass "
+                f"numpy.asarray(value, dtype=numpy.float32), or tensor.detach().cpu().numpy()"
             )
-        if dtype != np.float32:
+        if array.dtype != np.float32:
             raise LayoutError(
-                f"parameter {name!r} has dtype {dtype}, psgrad trains float32; "
+                f"parameter {name!r} has dtype {array.dtype}, psgrad trains float32; "
                 f"pass {name}.astype(numpy.float32)"
             )
 

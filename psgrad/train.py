@@ -21,6 +21,7 @@ from psgrad.layout import Layout, assign, balance
 from psgrad.metrics import Journal, Sink, to_json
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
+from psgrad.options import check_chunk_bytes
 from psgrad.progress import Progress, Snapshot
 from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES
@@ -45,9 +46,9 @@ SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
 def configure(sources: list[Source]) -> Config:
     """The configuration of a training run from its sources, the later ones winning."""
     config = resolve(sources, TABLES, DatasetOptions)
-    Compression.of(
-        config.codec, config.pull_codec, config.feedback, config.zstd
-    )  # raises where it cannot be
+    # What these refuse would be refused by the ranks, later.
+    check_chunk_bytes(config.chunk_bytes)
+    Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
     return config
 
 
@@ -145,9 +146,7 @@ class Trainer:
         self._epochs(compute, mpi_rank)
         steps = worker.clock
         worker.leave()  # may push once more: what feedback has kept back
-        totals = worker.mean(
-            {"samples": self._samples, "steps": steps, "skipped": worker.skipped}
-        )
+        totals = worker.mean({"samples": self._samples, "steps": steps, "skipped": worker.skipped})
         seconds = worker.now() - start
         if worker.rank == 0:
             worker.pull(dense=True)
