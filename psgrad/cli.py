@@ -45,7 +45,10 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--epochs": ("epochs", "passes over the training data (20)"),
     "--codec": ("codec", "how gradients travel: topk:0.01, int8, ... (none)"),
     "--pull-codec": ("pull_codec", "how parameters travel: fp16, bf16, int8, int4 (none)"),
-    "--feedback": ("feedback", "what becomes of what a codec does not send: auto, none, ef, dgc"),
+    "--feedback": (
+        "feedback",
+        "what becomes of what a codec does not send: auto, none, ef, ef21, dgc",
+    ),
     "--zstd": ("zstd", "compress payloads once more: auto (where it saves time), on, off"),
     "--partition": ("dataset.partition", "samples to workers: iid, by-label or contiguous"),
     "--seed": ("seed", "of parameters, data split and batches (1)"),

@@ -75,7 +75,9 @@ class Config:
     clip_norm: float | None = _key(None, "clip each worker's gradient to this L2 norm", above=0)
     codec: str = _key("none", "how gradients travel, such as topk:0.01 or int8")
     pull_codec: str = _key("none", "how parameters travel, such as int8 or fp16")
-    feedback: str = _key("auto", "what becomes of what a codec does not send: auto, none, ef, dgc")
+    feedback: str = _key(
+        "auto", "what becomes of what a codec does not send: auto, none, ef, ef21, dgc"
+    )
     zstd: str = _key("auto", "zstd behind the codec: auto (where it saves time), on, off")
     seed: int = _key(1, "of parameters, data split and batches", least=0)
     device: str = _key("auto", "auto, cpu or gpu", among=("auto", "cpu", "gpu"))

@@ -62,6 +62,11 @@ class Options:
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a string, got {getattr(self, name)!r}")
         compression = Compression.of(self.codec, self.pull_codec, self.feedback, self.zstd)
+        if compression.feedback == "ef21" and self.staleness != 0:
+            raise ConfigError(
+                f"feedback ef21 needs sync mode (staleness 0), got staleness {self.staleness}; "
+                "use feedback ef"
+            )
         object.__setattr__(self, "compression", compression)
 
     def describe(self) -> dict[str, Any]:

@@ -247,7 +247,8 @@ class Server:
         self._balance = balance(chunks, owner, self._roles.servers)
         self._digest = layout.digest
         options = self._options
-        rules = Rules(options.optimizer, options.schedule, options.staleness)
+        ef21 = options.compression.feedback == "ef21"
+        rules = Rules(options.optimizer, options.schedule, options.staleness, ef21)
         # A worker that was done before it registered never pushes: nobody waits for it.
         self._shard = Shard(layout, mine, workers, rules)
         self._sink.log(

@@ -35,6 +35,7 @@ class Rules:
     optimizer: Optimizer
     schedule: Schedule
     bound: int | None  # staleness; 0 sync, None async
+    ef21: bool = False  # pushes are differences to an estimate of the mean gradient
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class ChunkState:
     params: Float32
     slots: dict[str, Float32]
     clocks: dict[int, int]  # of the live workers of the segment's group
+    members: int  # of that group, at the start
+    estimate: Float32 | None  # EF21: of the mean gradient
     rate: float  # base learning rate, before schedule and segment scale
     ready: bool = False  # has worker 0's initial value
     version: int = 0
@@ -165,12 +168,16 @@ class Shard:
     def _fresh(self, chunk: Chunk, options: SegmentOptions, everyone: Sequence[int]) -> ChunkState:
         optimizer = self.rules.optimizer
         members = everyone if options.members is None else options.members
+        clocks = {worker: 0 for worker in everyone if worker in members}
+        tracked = self.rules.ef21 and not options.buffer
         return ChunkState(
             chunk=chunk,
             options=options,
             params=np.zeros(chunk.size, np.float32),
             slots={} if options.buffer else optimizer.init(chunk.size),
-            clocks={worker: 0 for worker in everyone if worker in members},
+            clocks=clocks,
+            members=len(clocks),
+            estimate=np.zeros(chunk.size, np.float32) if tracked else None,
             rate=optimizer.learning_rate,
         )
 
@@ -273,16 +280,30 @@ class Shard:
         self.counters.skipped += len(pushes) - len(grads)
         if not grads:
             return
-        arrays, weights = [g for g, _ in grads], [w for _, w in grads]
+        arrays: list[Gradient] = [g for g, _ in grads]
+        weights = [w for _, w in grads]
         if state.options.buffer:
             share = 1.0 if self.rules.bound == 0 else 1 / len(state.clocks)
             self._updater.average(state.params, arrays, weights, share)
         else:
+            if state.estimate is not None:
+                self._track(state, arrays, pushes)
+                arrays, weights = [state.estimate], [1.0]
             self._updater.step(
                 state.params, state.slots, arrays, weights, self._hyper(state, position)
             )
         state.version += 1
         self.counters.updates += 1
+
+    def _track(self, state: ChunkState, grads: Sequence[Gradient], pushes: Sequence[Push]) -> None:
+        assert state.estimate is not None, "the caller has looked"
+        if len(pushes) < state.members:
+            raise ConfigError(
+                f"feedback ef21 needs all {state.members} workers in every round, round "
+                f"{pushes[0].header.clock} has {len(pushes)}: a worker has left; give all workers "
+                "the same number of steps, or use feedback ef"
+            )
+        self._updater.track(state.estimate, grads, state.members)
 
     def _hyper(self, state: ChunkState, position: float) -> Hyperparameters:
         options = state.options

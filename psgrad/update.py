@@ -71,6 +71,13 @@ class Updater:
                 self.scratch[:, :n],
             )
 
+    def track(self, estimate: Float32, payloads: Sequence[Gradient], workers: int) -> None:
+        """estimate[n] <- estimate + (sum of the payloads) / workers: the servers' part of EF21."""
+        ones = [1.0] * len(payloads)
+        for start in range(0, estimate.size, BLOCK):
+            block = slice(start, min(start + BLOCK, estimate.size))
+            estimate[block] += self._weighted_mean(payloads, ones, block, total=workers)
+
     def average(
         self,
         params: Float32,
@@ -90,11 +97,16 @@ class Updater:
                 params[block] += mean
 
     def _weighted_mean(
-        self, payloads: Sequence[Gradient], weights: Sequence[float], block: slice
+        self,
+        payloads: Sequence[Gradient],
+        weights: Sequence[float],
+        block: slice,
+        total: float | None = None,
     ) -> Float32:
+        """sum(w_i g_i) / total, which is sum(w_i) unless given."""
         n = block.stop - block.start
         mean, product = self.mean[:n], self.scratch[0, :n]
-        total = sum(weights)
+        total = sum(weights) if total is None else total
         for i, (payload, weight) in enumerate(zip(payloads, weights, strict=True)):
             share = np.float32(weight / total)
             if not isinstance(payload, np.ndarray):

@@ -11,6 +11,8 @@ from psgrad.codecs.feedback import DGC_MOMENTUM, choose, make
 from psgrad.codecs.raw import encode_raw
 from psgrad.errors import ConfigError
 from psgrad.layout import Chunk
+from psgrad.optimizers import SGD
+from psgrad.update import Updater
 
 N = 40
 CHUNKS = (Chunk(0, 0, 0, 24), Chunk(1, 0, 24, 40))
@@ -111,7 +113,22 @@ def test_dgc_by_its_formula():
         assert np.allclose(state["residual"], v, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["none", "ef", "dgc"])
+def test_the_server_of_ef21_holds_the_mean_of_the_workers_estimates():
+    workers, updater = [make("ef21", N) for _ in range(4)], Updater.of(SGD())
+    estimate = np.zeros(N, np.float32)
+    for _ in range(200):
+        sent = [send(w, Largest(), g) for w, g in zip(workers, gradients(4), strict=True)]
+        for chunk in CHUNKS:
+            here = slice(chunk.start, chunk.stop)
+            parts = [one[here] for one in sent]
+            updater.track(estimate[here], parts, 4)
+        mean = sum(w.state_dict()["estimate"].astype(np.float64) for w in workers) / 4
+        assert np.allclose(estimate, mean, rtol=1e-5, atol=1e-6)
+    # The gradients are the same in every step, so the estimates reach them.
+    assert np.allclose(estimate, gradients(4).mean(axis=0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["none", "ef", "ef21", "dgc"])
 def test_a_state_can_be_saved_and_loaded(name):
     grads = gradients(6)
     one = make(name, N)

@@ -37,6 +37,10 @@ REFUSED = [
     ({"pull_codec": "nne"}, "unknown codec 'nne'; did you mean 'none'?"),
     ({"feedback": "eff"}, "unknown feedback 'eff'; did you mean 'ef'"),
     ({"feedback": "ef"}, "feedback 'ef' needs a codec that loses something, got 'none'"),
+    (
+        {"codec": "sign", "feedback": "ef21", "staleness": 3},
+        "feedback ef21 needs sync mode (staleness 0), got staleness 3; use feedback ef",
+    ),
     ({"zstd": "of"}, "unknown zstd mode 'of'; did you mean 'off'"),
 ]
 

@@ -17,6 +17,7 @@ WORKS = {
     "no_parameters": 4,
     "caught": 4,
     "late_start": 4,
+    "ef21": 5,
     "pulled_in_8_bits": 5,
     "rendezvous": 4,
     "set_lr": 5,
@@ -73,6 +74,12 @@ FAILS = {
         "rank 0 (coordinator, {host}): ConfigError: worker 1 waits for the next step of worker 0, "
         "which waits at mean() or barrier() for worker 1; call worker.leave() where a worker's "
         "data ends, or give all workers the same number of steps",
+    ),
+    "ef21_uneven": (
+        2,
+        "rank 0 (coordinator, {host}): ConfigError: feedback ef21 needs all 3 workers in every "
+        "round, round 5 has 2: a worker has left; give all workers the same number of steps, or "
+        "use feedback ef",
     ),
     "never_finite": (
         1,

@@ -4,6 +4,8 @@
 ``none``   it is lost; right for unbiased codecs, harmful for the others
 ``ef``     error feedback: it is kept and added to the next gradient (Seide et al., Interspeech
            2014; Karimireddy et al., ICML 2019)
+``ef21``   the compressed difference to an estimate of the gradient that the servers hold too
+           (Richtárik et al., NeurIPS 2021); sync mode, all workers in every round
 ``dgc``    deep gradient compression: error feedback on the momentum, with what was sent masked
            out of it (Lin et al., ICLR 2018)
 =========  ====================================================================================
@@ -25,7 +27,7 @@ from psgrad.layout import Chunk, Float32
 
 # Their error may be larger than what they encode: fed back, it would grow without end.
 NOT_FED_BACK: Final = ("none", "qsgd", "ternary")
-FEEDBACKS: Final = ("auto", "none", "ef", "dgc")
+FEEDBACKS: Final = ("auto", "none", "ef", "ef21", "dgc")
 DGC_MOMENTUM: Final = 0.9
 
 
@@ -118,6 +120,40 @@ class ErrorFeedback:
         _load(self.state_dict(), state)
 
 
+class EF21:
+    """c_t = C(g_t - h_(t-1)) is sent; h_t = h_(t-1) + c_t, here and, as a mean, on the servers.
+
+    The servers hold h = (1/W) sum of the workers' h and step with it, so every worker has to be in
+    every round and all count the same, whatever their samples. A step that is not finite sends
+    nothing and leaves its h as it was.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._estimate = np.zeros(n, np.float32)
+
+    def begin(self, rate: float) -> None:
+        """Nothing to do: an estimate is of a gradient, whatever the rate."""
+
+    def encode(
+        self, codec: Codec, chunk: Chunk, grad: Float32, out: Bytes, key: Key, work: Workspace
+    ) -> int:
+        estimate = self._estimate[chunk.start : chunk.stop]
+        rest = work.take("ef21.rest", chunk.size, np.float32)
+        np.negative(estimate, out=rest)
+        nbytes = codec.encode(grad, rest, out, key, work)
+        np.subtract(grad, rest, out=estimate)  # rest is now g - h - c
+        return nbytes
+
+    def residual(self, chunk: Chunk) -> Float32 | None:
+        return None
+
+    def state_dict(self) -> dict[str, Float32]:
+        return {"estimate": self._estimate}
+
+    def load_state_dict(self, state: Mapping[str, Float32]) -> None:
+        _load(self.state_dict(), state)
+
+
 class DeepGradientCompression:
     """u <- m u + g; v <- v + u; sends C(v) and keeps v - C(v); u is 0 where something was sent.
 
@@ -179,6 +215,8 @@ def make(name: str, n: int) -> Feedback:
     """The stage ``name`` (not auto) for a flat vector of ``n`` elements."""
     if name == "ef":
         return ErrorFeedback(n)
+    if name == "ef21":
+        return EF21(n)
     if name == "dgc":
         return DeepGradientCompression(n)
     return NoFeedback()

@@ -131,6 +131,23 @@ def nothing_lost(worker):
         assert np.allclose(value, expected, rtol=1e-4, atol=1e-4), name
 
 
+def ef21(worker):
+    """With constant gradients the estimate reaches the mean of the workers'; steps are exact."""
+    params = worker.register(arrays(0.0))
+    grads = {name: np.full_like(value, worker.rank + 1.0) for name, value in params.items()}
+    for _ in range(60):
+        worker.step(grads, weight=worker.rank + 1)
+    before = params["w"].copy()
+    worker.step(grads)
+    assert np.allclose(params["w"] - before, -0.1 * 2.0, rtol=1e-4), "the plain mean of 1, 2, 3"
+
+
+def ef21_uneven(worker):
+    params = worker.register(arrays(0.0))
+    for _ in range(5 - (worker.rank == 2)):
+        worker.step(decay(params))
+
+
 def pulled_in_8_bits(worker):
     """Parameters come within half a step of int8; a dense pull brings what the servers have."""
     rng = np.random.default_rng(1)
@@ -352,6 +369,8 @@ OPTIONS = {
         "window": 2,
     },
     "clipped": {"clip_norm": 1.0},
+    "ef21": {"codec": "topk:0.05", "feedback": "ef21", "servers": 2, "chunk_bytes": 2048},
+    "ef21_uneven": {"codec": "sign", "feedback": "ef21"},
     "pulled_in_8_bits": {"pull_codec": "int8", "servers": 2, "chunk_bytes": 1024},
     "segments": {
         "segments": [
