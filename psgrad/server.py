@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from psgrad.codecs import Bytes, Codec, Key, Opened, Workspace
+from psgrad.chunk_state import Counters, Reply, Rules
+from psgrad.codecs import Bytes, Opened
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.layout import Float32, Layout, assign, balance, difference
@@ -26,42 +26,13 @@ from psgrad.messages import (
 )
 from psgrad.metrics import Sink
 from psgrad.options import Options
+from psgrad.params_encoder import Memory, ParamsEncoder
 from psgrad.roles import Roles
-from psgrad.shard import Counters, Reply, Rules, Shard
+from psgrad.shard import Shard
 from psgrad.transport import Buffer, Sent, Transport
 from psgrad.update import Gradient
 
-SERVERS_STREAM: Final = 0xFFFFFFFF
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
-
-
-Memory: TypeAlias = NDArray[Any]
-
-
-class ParamsEncoder:
-    """Parameters as they are sent: encoded once for each version of a chunk."""
-
-    def __init__(self, codec: Codec | None) -> None:
-        self._codec = codec
-        self._work = Workspace()
-        self._payloads: dict[int, tuple[int, Bytes, int]] = {}  # chunk -> version, memory, nbytes
-
-    def encode(self, reply: Reply) -> tuple[Header, Memory | None]:
-        """The header and the payload of ``reply``; a payload is good until the next version."""
-        header, params, codec = reply.header, reply.params, self._codec
-        if params is None:
-            return header._replace(flags=0), None
-        if codec is None or header.flags & Flag.DENSE:
-            return header._replace(flags=0), params
-        version, memory, nbytes = self._payloads.get(header.chunk, (-1, None, 0))
-        if memory is None:
-            memory = np.zeros(codec.nbytes_max(params.size), np.uint8)
-        if version != header.version:
-            # No worker pushes as this one: stochastic rounding has a stream of its own.
-            key = Key(seed=0, worker=SERVERS_STREAM, step=header.version, start=header.chunk)
-            nbytes = codec.encode(params, None, memory, key, self._work)
-            self._payloads[header.chunk] = (header.version, memory, nbytes)
-        return header._replace(flags=int(Flag.ENCODED), nbytes=nbytes), memory[:nbytes]
 
 
 @dataclass

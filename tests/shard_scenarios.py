@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from psgrad.chunk_state import Rules
 from psgrad.layout import Layout, SegmentOptions
 from psgrad.messages import NO_RATE, Kind
 from psgrad.optimizers import FTRL, SGD, Adam, AdamW, Momentum
 from psgrad.schedules import Constant, StepDecay, Warmup
-from psgrad.shard import Rules
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from shard_scenarios import Ledger, Op, Scenario, draw_scenario, twin, with_duplicates
 from shard_world import World, check_ledger, check_sync
 
+from psgrad.chunk_state import Rules
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.layout import Layout, SegmentOptions
 from psgrad.messages import NO_RATE, Header, Kind, Verdict
 from psgrad.optimizers import SGD, Adam
 from psgrad.schedules import Constant, StepDecay, Warmup
-from psgrad.shard import Rules, Shard
+from psgrad.shard import Shard
 
 randoms = st.randoms(use_true_random=False)
 seeds = st.integers(0, 2**32 - 1)

@@ -1,0 +1,85 @@
+"""What a shard knows and says: the rules, a chunk's state, messages in line, answers."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from psgrad.layout import Chunk, Float32, SegmentOptions
+from psgrad.messages import Header
+from psgrad.optimizers import Optimizer
+from psgrad.schedules import Schedule
+from psgrad.update import Gradient
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a shard treats pushes: the same on every server."""
+
+    optimizer: Optimizer
+    schedule: Schedule
+    bound: int | None  # staleness; 0 sync, None async
+    ef21: bool = False  # pushes are differences to an estimate of the mean gradient
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer for one worker. ``params`` is the shard's own memory, not a copy.
+
+    ``stable`` says that no update can touch ``params`` before the worker has received them: in
+    sync mode the next round needs a push that the worker sends only afterwards. ``released`` is
+    the gradient memory of the push that is answered: the shard will not look at it again.
+    """
+
+    header: Header
+    params: Float32 | None = None
+    stable: bool = False
+    released: Gradient | None = None
+
+
+@dataclass(frozen=True)
+class Push:
+    """A gradient chunk as it lies in a receive buffer; ``grad`` is None for an empty push."""
+
+    header: Header
+    grad: Gradient | None
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A request for parameters, with the push that it came with, if any."""
+
+    header: Header
+    push: Push | None = None
+
+
+@dataclass
+class Counters:
+    """What a shard has done so far; ``staleness_max`` is the largest seen in an answered pull."""
+
+    pushes: int = 0
+    skipped: int = 0
+    duplicates: int = 0
+    updates: int = 0
+    pulls: int = 0
+    staleness_max: int = 0
+
+
+@dataclass
+class ChunkState:
+    """All that is known of one chunk; the shard is its only writer."""
+
+    chunk: Chunk
+    options: SegmentOptions
+    params: Float32
+    slots: dict[str, Float32]
+    clocks: dict[int, int]  # of the live workers of the segment's group
+    members: int  # of that group, at the start
+    estimate: Float32 | None  # EF21: of the mean gradient
+    rate: float  # base learning rate, before schedule and segment scale
+    ready: bool = False  # has worker 0's initial value
+    version: int = 0
+    position: float = 0.0  # of the learning-rate schedule
+    round: dict[int, Push] = field(default_factory=dict)  # sync: pushes of the open round
+    parked: dict[int, deque[Push]] = field(default_factory=dict)
+    pulls: list[Pull] = field(default_factory=list)  # not answered yet
