@@ -39,6 +39,9 @@ class ServerLinks:
     ) -> None:
         self.answered = Answered()
         self.wire_nbytes = 0
+        self.link_rate = 0.0
+        """Bytes a second of the fastest burst of answers so far; 0 before one of several."""
+        self._burst: tuple[float, float, int] | None = None  # first and last arrival, bytes since
         self._transport = transport
         self._servers = list(roles.server_ranks)
         self._worker = roles.worker_of(transport.rank)
@@ -86,6 +89,11 @@ class ServerLinks:
         """Waits until nothing is unanswered."""
         while any(self._unanswered.values()):
             self._take_one()
+        if self._burst is not None:
+            first, last, nbytes = self._burst
+            if nbytes and last > first:
+                self.link_rate = max(self.link_rate, nbytes / (last - first))
+            self._burst = None
 
     def await_control(self, kind: Kind) -> tuple[Header, bytes]:
         """Waits for the next control message, which must be of ``kind``."""
@@ -103,6 +111,9 @@ class ServerLinks:
         self.wire_nbytes += HEADER_NBYTES + header.nbytes
         if header.kind in (Kind.ACK, Kind.PARAMS):
             self._unanswered[server] -= 1
+            now = self._transport.now()
+            first, _, nbytes = self._burst or (now, now, -HEADER_NBYTES - header.nbytes)
+            self._burst = (first, now, nbytes + HEADER_NBYTES + header.nbytes)
             self.answered.rate, self.answered.version = header.rate, header.version
             if header.kind is Kind.PARAMS:
                 self.answered.staleness = max(0, header.clock - header.slowest)

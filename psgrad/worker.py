@@ -166,10 +166,8 @@ class Worker:
         A gradient with NaN or infinity is not applied, not even a part of it: the step counts in
         ``skipped`` and moves the clock. Raises ``NonFiniteError`` after 10 of them in a row.
         """
-        start, nbytes = self.now(), self.wire_nbytes
         self._push(Kind.STEP, grads, weight)
         self._links.await_answers()
-        self._zstd.step_took(self.wire_nbytes - nbytes, self.now() - start)
 
     def push(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient like ``step`` but returns as soon as ``grads`` may be written again."""
@@ -309,7 +307,7 @@ class Worker:
         out = state.payloads[chunk.index]
         key = Key(self._options.seed, self.rank, self.clock, chunk.start)
         nbytes = state.feedback.encode(codec, chunk, grad, out, key, self._work)
-        nbytes = self._zstd.apply(out[:nbytes])
+        nbytes = self._zstd.apply(out[:nbytes], self._links.link_rate)
         self._send_chunk(kind, chunk, out[:nbytes], weight, int(Flag.ENCODED))
 
     def _flush_residual(self, state: _Registered) -> None:

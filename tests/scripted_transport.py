@@ -37,9 +37,14 @@ class Scripted:
     memory: list[object] = field(default_factory=list)  # the very objects that were sent
     sendings: list[Sending] = field(default_factory=list)
     peers: list[int] = field(default_factory=list)
+    readings: int = 0  # of the clock, which goes on by a second with each
 
     def arrives(self, peer: int, header: Header, payload: bytes = b"") -> None:
         self.script.append((peer, header._replace(nbytes=len(payload)), payload))
+
+    def now(self) -> float:
+        self.readings += 1
+        return float(self.readings)
 
     @property
     def sent(self) -> list[Header]:

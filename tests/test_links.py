@@ -87,6 +87,21 @@ def test_answers_are_waited_for_and_no_longer(transport, links):
     assert len(transport.script) == 1
 
 
+def test_the_link_rate_is_that_of_the_fastest_burst(transport, links):
+    assert links.link_rate == 0.0
+    for sizes in ([1000], [1000, 500, 700], [1000, 80], [1000, 900, 900]):
+        memory = {i: np.zeros(n // 4, np.float32) for i, n in enumerate(sizes)}
+        links.receive_params_into(memory.__getitem__)
+        for i, n in enumerate(sizes):
+            links.request(i % 2, Header(Kind.PULL, chunk=i))
+            transport.arrives(i % 2, Header(Kind.PARAMS, chunk=i), bytes(n))
+        links.await_answers()
+        if sizes == [1000]:
+            assert links.link_rate == 0.0, "one answer has no rate"
+    # A second passes between two arrivals; the first one's bytes came before the burst began.
+    assert links.link_rate == 900 + HEADER_NBYTES
+
+
 def test_parameters_arrive_where_they_are_used(transport, links):
     memory = {0: np.zeros(2, np.float32), 1: np.zeros(3, np.float32)}
     links.receive_params_into(memory.__getitem__)

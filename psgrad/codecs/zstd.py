@@ -5,14 +5,13 @@ tries one payload in 64 and keeps the stage on while
 
     (bytes saved) / (link rate) > (seconds to compress) x 1.5
 
-where the half is for unpacking, and the link rate is the best of the last steps: what a step moved
-over the time that it took. Steps also wait for servers and for other workers, so the true link is
-at least that fast, and the stage comes on late rather than early.
+where the half is for unpacking, and the link rate is the best that a burst of answers came in with
+so far (``ServerLinks.link_rate``). The first is that of the pull at registration, when servers have
+nothing else to do. As long as no rate is known the stage stays off.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -25,7 +24,6 @@ from psgrad.errors import ConfigError, unknown_name
 ZSTD: Final = ("auto", "on", "off")
 LEVEL: Final = 1
 TRY_EVERY: Final = 64  # payloads
-STEPS: Final = 16  # whose rates are remembered
 UNPACKING: Final = 1.5
 
 
@@ -44,26 +42,23 @@ class ZstdStage:
         self._now = now
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
         self._seen = 0
-        self._rates: deque[float] = deque(maxlen=STEPS)
 
-    def step_took(self, nbytes: int, seconds: float) -> None:
-        """A step moved ``nbytes`` over the wire and took ``seconds`` to be answered."""
-        if seconds > 0:
-            self._rates.append(nbytes / seconds)
+    def apply(self, payload: Bytes, link_rate: float) -> int:
+        """Compresses the body in place where that is to be done; returns the payload's size.
 
-    def apply(self, payload: Bytes) -> int:
-        """Compresses the body in place where that is to be done; returns the payload's size."""
+        ``link_rate`` is in bytes a second, 0 where it is not known.
+        """
         if self._mode == "off":
             return payload.size
         if self._mode == "on":
             return squeeze(payload, self._compressor)
-        trial = self._seen % TRY_EVERY == 0 and bool(self._rates)
+        trial = self._seen % TRY_EVERY == 0 and link_rate > 0
         self._seen += 1
         if not trial:
             return squeeze(payload, self._compressor) if self.active else payload.size
         start = self._now()
         nbytes = squeeze(payload, self._compressor)
         seconds = self._now() - start
-        saved_s = (payload.size - nbytes) / max(self._rates)
+        saved_s = (payload.size - nbytes) / link_rate
         self.active = saved_s > UNPACKING * seconds
         return nbytes
