@@ -64,7 +64,8 @@ class Row:
         Encoding and adding up take 1/encode + 1/accumulate seconds for each GB of gradient, which
         they make smaller by 1 - bits/32 GB. Nothing is assumed to overlap.
         """
-        return 8 * (1 - self.bits / 32) / (1 / self.encode + 1 / self.accumulate)
+        saved = max(0.0, 1 - self.bits / 32)
+        return 8 * saved / (1 / self.encode + 1 / self.accumulate)
 
 
 def bench_codecs(
@@ -197,11 +198,20 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.scatter(*zip(*points, strict=True), marker=marker, label=LABELS[name], alpha=0.7)
     for row in rows:
         if row.codec != "none":
-            where = (row.bits, row.error_gauss)
-            axes.annotate(row.codec, where, xytext=(4, 4), textcoords="offset points", fontsize=8)
+            left = row.bits < 2  # the picture has room to the right of these
+            axes.annotate(
+                row.codec,
+                (row.bits, row.error_gauss),
+                xytext=(5 if left else -7, 5 if left else -3),
+                textcoords="offset points",
+                ha="left" if left else "right",
+                rotation=40 if left else 0,
+                fontsize=8,
+            )
     axes.set(xscale="log", yscale="log", xlabel="bits per element", ylabel="|v - C(v)| / |v|")
     axes.set_title("Error of one payload, without feedback")
-    axes.legend()
+    axes.set_ylim(top=6)
+    axes.legend(loc="lower left")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=120)
 

@@ -213,6 +213,16 @@ def test_zeros_have_no_body(name, x):
     assert not residual.any()
 
 
+@every_codec
+@pytest.mark.parametrize("zeros", [slice(0, GROUP), slice(GROUP, None)], ids=["first", "last"])
+def test_zeros_in_a_part_of_a_chunk(name, zeros):
+    x = np.full(GROUP + 100, 2.0, F4)
+    x[zeros] = 0
+    sent = through(CODECS[name], x)
+    assert not sent[zeros].any()
+    assert sent[x != 0].any()
+
+
 @every_scaled
 def test_a_block_of_zeros_has_step_zero(name):
     codec = CODECS[name]
@@ -470,6 +480,25 @@ def test_eight_payloads_in_rank_order_are_the_same_every_time(name):
     np.testing.assert_allclose(total(), mean, rtol=1e-5, atol=1e-6)
 
 
+@every_codec
+def test_payloads_may_lie_anywhere(name):
+    codec, x = CODECS[name], gaussian(5000)
+    memory = np.zeros(codec.nbytes_max(5000) + 1, np.uint8)
+    n = codec.encode(x, None, memory[1:], KEY, Workspace())
+    np.testing.assert_array_equal(memory[1 : n + 1], encode(codec, x))
+    np.testing.assert_array_equal(decode(codec, memory[1 : n + 1], 5000), through(codec, x))
+
+
+@every_codec
+def test_scratch_may_have_served_other_sizes_and_codecs(name):
+    codec, work = CODECS[name], Workspace()
+    for n, other in itertools.product((100_000, 40, 5000, GROUP), CODECS.values()):
+        encode(other, gaussian(n), work=work)
+        if n == 5000:
+            x = gaussian(n, 1)
+            np.testing.assert_array_equal(encode(codec, x, work=work), encode(codec, x))
+
+
 # Memory
 
 BLOCKS_OF_BYTES = 16 * BLOCK  # what a few arrays of one block take: not O(n)
@@ -667,6 +696,17 @@ def test_every_truncation_and_extension_is_refused(name):
 def test_another_number_of_elements_is_refused(name, n):
     with pytest.raises(WireError):
         CODECS[name].open(encode(CODECS[name], gaussian(SMALL)), n)
+
+
+@every_codec
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_packed_payload_is_refused_where_raw_is_due(name, n):
+    codec = CODECS[name]
+    nbytes = packed_nbytes(name, n) - HEADER_NBYTES
+    log2 = codec.block.bit_length() - 1 if name in SCALED else 0
+    head = struct.pack("<2sBBBBBBIIII", b"Pg", 1, codec.code, 0, 0, 0, log2, n, n, nbytes, 0)
+    payload = np.frombuffer(head + bytes(nbytes), np.uint8)
+    assert survives(codec, payload, n) == (packed_nbytes(name, n) < raw_nbytes(n))
 
 
 def survives(codec, payload, n):

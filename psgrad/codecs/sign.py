@@ -66,7 +66,6 @@ class Sign:
             first = start // self.block
             mean = scales[first : first + form.blocks(m)]
             block_mean(v, form.starts[: mean.size], mean, scratch[:m])
-            np.minimum(mean, form.limit, out=mean)
             if residual is not None:
                 spread(mean, self.block, wide[: mean.size * self.block])
                 copy_signs(wide[:m], v, scratch[:m])
