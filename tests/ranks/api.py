@@ -339,7 +339,9 @@ def wrong_segments(worker):
 
 
 def uneven_epochs(worker):
-    """One more step on worker 1 than on the others, then a mean of all: a circle."""
+    """One more step on worker 1 than on worker 0, then a mean of both: a circle."""
+    if worker.rank == 2:
+        return  # with a third worker, chance would say which of two the error names
     params = worker.register(arrays())
     for _ in range(4 if worker.rank == 1 else 3):
         worker.step(decay(params))
