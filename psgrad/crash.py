@@ -13,7 +13,7 @@ from typing import Final
 
 from psgrad.errors import CAUSE, PsgradError
 
-FORWARD_S: Final = 0.1  # for a launcher to pass on what a rank has printed
+FORWARD_S: Final = 0.25  # for a launcher to pass on what a rank has printed
 
 
 def say(text: str) -> None:
