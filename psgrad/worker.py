@@ -18,16 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from psgrad.arrays import Arrays
-from psgrad.codecs import Bytes, Key, Workspace
-from psgrad.codecs.feedback import Feedback
-from psgrad.codecs.feedback import make as make_feedback
-from psgrad.codecs.zstd import ZstdStage
 from psgrad.errors import ConfigError, LayoutError, NonFiniteError, ProtocolError, PsgradError
 from psgrad.guard import check
 from psgrad.layout import Chunk, Float32, Layout, assign
 from psgrad.links import ServerLinks
 from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict, decode_json, encode_json
 from psgrad.options import Options
+from psgrad.push_encoder import PushEncoder
 from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
 
@@ -46,8 +43,7 @@ class _Registered:
     flat_grads: Float32
     params: Arrays
     grads: Arrays
-    feedback: Feedback
-    payloads: dict[int, Bytes]  # by chunk; what was sent last lies there until it is answered
+    encoder: PushEncoder | None
 
 
 class Worker:
@@ -70,8 +66,6 @@ class Worker:
         self._roles = roles
         self._options = options
         self._links = ServerLinks(transport, roles, run, options.window, options.compression.pull)
-        self._work = Workspace()
-        self._zstd = ZstdStage(options.compression.zstd, transport.now)
         self._weight = 1.0  # of the last push that was not empty
         self._state: _Registered | None = None
         self._next_rate = NO_RATE
@@ -262,7 +256,7 @@ class Worker:
             if (group := members[chunk.segment]) is None or self.rank in group
         )
         params, grads = (np.zeros(layout.size, np.float32) for _ in range(2))
-        codec = self._options.compression.push
+        compression = self._options.compression
         return _Registered(
             layout,
             assign(chunks, self._roles.servers),
@@ -272,10 +266,17 @@ class Worker:
             grads,
             Arrays(layout.views(params)),
             Arrays(layout.views(grads)),
-            make_feedback(self._options.compression.feedback, layout.size),
-            {}
-            if codec is None
-            else {c.index: np.zeros(codec.nbytes_max(c.size), np.uint8) for c in trained},
+            PushEncoder(
+                compression,
+                compression.push,
+                layout,
+                trained,
+                self._options.seed,
+                self.rank,
+                self._transport.now,
+            )
+            if compression.push is not None
+            else None,
         )
 
     def _push(self, kind: Kind, grads: Mapping[str, ArrayLike] | None, weight: float) -> None:
@@ -289,7 +290,8 @@ class Worker:
         if weight > 0 and not self._settle(state):
             weight = 0.0
         self.clock += 1
-        state.feedback.begin(self.learning_rate)
+        if state.encoder is not None:
+            state.encoder.begin(self.clock, self.learning_rate)
         for chunk in state.trained:
             if weight == 0:
                 self._send_chunk(kind, chunk)
@@ -300,29 +302,29 @@ class Worker:
 
     def _send_gradient(self, kind: Kind, chunk: Chunk, state: _Registered, weight: float) -> None:
         grad = state.flat_grads[chunk.start : chunk.stop]
-        codec = self._options.compression.push
-        if codec is None or state.layout.segments[chunk.segment].options.buffer:
+        payload = None
+        if state.encoder is not None:
+            payload = state.encoder.encode(chunk, grad, self._links.link_rate)
+        if payload is None:
             self._send_chunk(kind, chunk, grad, weight)
-            return
-        out = state.payloads[chunk.index]
-        key = Key(self._options.seed, self.rank, self.clock, chunk.start)
-        nbytes = state.feedback.encode(codec, chunk, grad, out, key, self._work)
-        nbytes = self._zstd.apply(out[:nbytes], self._links.link_rate)
-        self._send_chunk(kind, chunk, out[:nbytes], weight, int(Flag.ENCODED))
+        else:
+            self._send_chunk(kind, chunk, payload, weight, int(Flag.ENCODED))
 
     def _flush_residual(self, state: _Registered) -> None:
         """Pushes what was never sent, so that leaving loses nothing."""
-        kept = (state.feedback.residual(chunk) for chunk in state.trained)
-        if not any(residual is not None and residual.any() for residual in kept):
+        if state.encoder is None:
+            return
+        kept = {chunk.index: state.encoder.kept(chunk) for chunk in state.trained}
+        if all(residual is None for residual in kept.values()):
             return
         self._links.await_answers()
         self.clock += 1
         for chunk in state.trained:
-            residual = state.feedback.residual(chunk)
-            grad = state.flat_grads[chunk.start : chunk.stop]
-            if residual is None or state.layout.segments[chunk.segment].options.buffer:
+            residual = kept[chunk.index]
+            if residual is None:
                 self._send_chunk(Kind.PUSH, chunk)
                 continue
+            grad = state.flat_grads[chunk.start : chunk.stop]
             np.copyto(grad, residual)
             residual.fill(0.0)
             self._send_chunk(Kind.PUSH, chunk, grad, self._weight)

@@ -34,7 +34,7 @@ HOUSE = (
     Row(2, "update"),
     Row(2.5, "transport", sees=1),  # stands beside the floors
     Row(3, "chunk_state coordinator links options"),
-    Row(3, "params_encoder shard"),
+    Row(3, "params_encoder push_encoder shard"),
     Row(4, "server worker"),
     Row(5, "session"),
     Row(6, "bench causes compute faults launch progress runfolder"),
