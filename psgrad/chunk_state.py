@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from psgrad.codecs import Codec
 from psgrad.layout import Chunk, Float32, SegmentOptions
 from psgrad.messages import Header
 from psgrad.optimizers import Optimizer
+from psgrad.references import References
 from psgrad.schedules import Schedule
 from psgrad.update import Gradient
 
@@ -20,6 +22,8 @@ class Rules:
     schedule: Schedule
     bound: int | None  # staleness; 0 sync, None async
     ef21: bool = False  # pushes are differences to an estimate of the mean gradient
+    differences: Codec | None = None  # pulls are differences to what the worker holds
+    seed: int = 0  # of what that codec draws
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,18 @@ class Reply:
     ``stable`` says that no update can touch ``params`` before the worker has received them: in
     sync mode the next round needs a push that the worker sends only afterwards. ``released`` is
     the gradient memory of the push that is answered: the shard will not look at it again.
+
+    ``references``, where the parameters may travel as a difference, know what the worker holds;
+    ``held`` is what it says itself: the version of its reference, or None.
     """
 
     header: Header
+    chunk: Chunk
     params: Float32 | None = None
     stable: bool = False
     released: Gradient | None = None
+    references: References | None = None
+    held: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class ChunkState:
     members: int  # of that group, at the start
     estimate: Float32 | None  # EF21: of the mean gradient
     rate: float  # base learning rate, before schedule and segment scale
+    references: References | None  # to what workers hold, where pulls are differences
     ready: bool = False  # has worker 0's initial value
     version: int = 0
     position: float = 0.0  # of the learning-rate schedule

@@ -44,7 +44,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--clip-norm": ("clip_norm", "clip each worker's gradient to this L2 norm"),
     "--epochs": ("epochs", "passes over the training data (20)"),
     "--codec": ("codec", "how gradients travel: topk:0.01, int8, ... (none)"),
-    "--pull-codec": ("pull_codec", "how parameters travel: fp16, bf16, int8, int4 (none)"),
+    "--pull-codec": ("pull_codec", "how parameters travel, such as int8 or topk:0.02 (none)"),
     "--feedback": (
         "feedback",
         "what becomes of what a codec does not send: auto, none, ef, ef21, dgc",

@@ -83,6 +83,7 @@ class Config:
     device: str = _key("auto", "auto, cpu or gpu", among=("auto", "cpu", "gpu"))
     chunk_bytes: int = _key(0, "bytes of a chunk; 0: the default grid", least=0)
     window: int = _key(8, "unanswered chunks of a worker at one server", least=1)
+    reference_bytes: int = _key(4 << 30, "most bytes of pull references on one server", least=0)
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)
     json: bool = _key(False, "print the summary as JSON on the last line")

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from psgrad.codecs.base import Bytes, Codec, write_into
+from psgrad.codecs import DIFFERENCES
+from psgrad.codecs.base import Bytes, Codec, add_into, write_into
+from psgrad.codecs.wire import seal
 from psgrad.errors import ProtocolError
 from psgrad.layout import Float32
 from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind
@@ -43,6 +45,7 @@ class ServerLinks:
         """Bytes a second of the fastest burst of answers so far; 0 before one of several."""
         self._burst: tuple[float, float, int] | None = None  # first and last arrival, bytes since
         self._transport = transport
+        self._roles = roles
         self._servers = list(roles.server_ranks)
         self._worker = roles.worker_of(transport.rank)
         self._run = run
@@ -53,6 +56,7 @@ class ServerLinks:
         self._placed: dict[int, deque[Bytes]] = {rank: deque() for rank in self._servers}
         self._inbox: deque[tuple[Header, bytes]] = deque()
         self._params_of: Callable[[int], Float32] | None = None
+        self._held: dict[int, int] = {}  # chunk -> version of the reference that lies in its memory
         transport.connect(self._servers)
 
     def receive_params_into(self, params_of: Callable[[int], Float32]) -> None:
@@ -64,6 +68,11 @@ class ServerLinks:
         while self._unanswered[server] >= self._window:
             self._take_one()
         self._unanswered[server] += 1
+        if header.chunk in self._held and header.kind in (Kind.PULL, Kind.STEP):
+            flags = header.flags | Flag.HELD
+            header = header._replace(version=self._held[header.chunk], flags=flags)
+        if header.flags & Flag.ENCODED and not self._roles.same_node(self._transport.rank, server):
+            seal(np.asarray(payload))
         self.tell(server, header, payload)
 
     def tell(self, server: int, header: Header, payload: Buffer | None = None) -> None:
@@ -116,12 +125,19 @@ class ServerLinks:
             self._burst = (first, now, nbytes + HEADER_NBYTES + header.nbytes)
             self.answered.rate, self.answered.version = header.rate, header.version
             if header.kind is Kind.PARAMS:
-                self.answered.staleness = max(0, header.clock - header.slowest)
-            if header.flags & Flag.ENCODED and header.kind is Kind.PARAMS:
-                self._decode(header.chunk, self._placed[server].popleft())
+                self._take_params(server, header)
         else:
             payload = self._placed[server].popleft().tobytes() if header.nbytes else b""
             self._inbox.append((header, payload))
+
+    def _take_params(self, server: int, header: Header) -> None:
+        self.answered.staleness = max(0, header.clock - header.slowest)
+        if header.flags & Flag.ENCODED and header.nbytes:
+            self._decode(header.chunk, self._placed[server].popleft())
+        if header.flags & Flag.HELD:
+            self._held[header.chunk] = header.version
+        else:
+            self._held.pop(header.chunk, None)
 
     def _place(self, server: int, header: Header) -> Buffer:
         if header.kind is Kind.PARAMS and not header.flags & Flag.ENCODED:
@@ -147,4 +163,8 @@ class ServerLinks:
         if self._pull is None:
             raise ProtocolError("encoded parameters came, but this run has no pull codec")
         params = self._params(chunk)
-        write_into(self._pull.open(payload, params.size), params)
+        opened = self._pull.open(payload, params.size)
+        if self._pull.name in DIFFERENCES:
+            add_into(opened, params)
+        else:
+            write_into(opened, params)

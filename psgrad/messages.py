@@ -18,7 +18,7 @@ chunk           4
 spare           4  0
 clock           8  how many steps the worker has pushed, this one included
 slowest         8  replies: the slowest live clock the answer rests on
-version         8  replies: how many updates the chunk has had
+version         8  replies: how many updates the chunk has had; requests: see ``Flag.HELD``
 weight          8  float64, samples behind the gradient; 0 is an empty push
 rate            8  float64: a push's new learning rate (-1: none); a reply's effective one
 nbytes          8  payload bytes that follow
@@ -93,6 +93,7 @@ class Flag(enum.IntFlag):
 
     ENCODED = 1  # by the run's codec (of pushes, or of pulls); without it, float32
     DENSE = 2  # in a PULL or STEP: answer with float32 whatever the pull codec
+    HELD = 4  # in a request, the worker holds the reference of ``version``; in a reply, now it does
 
 
 class Header(NamedTuple):

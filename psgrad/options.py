@@ -18,6 +18,7 @@ from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES, Constant, Schedule
 
 LARGEST_CHUNK_BYTES: Final = 1 << 30  # MPI counts bytes in 32 bits
+REFERENCE_BYTES: Final = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Options:
     clip_norm: float | None = None
     chunk_bytes: int = 0
     window: int = 8
+    reference_bytes: int = REFERENCE_BYTES
     codec: str = "none"
     pull_codec: str = "none"
     feedback: str = "auto"
@@ -49,6 +51,7 @@ class Options:
             "clip_norm": _clip_norm(self.clip_norm),
             "chunk_bytes": _whole("chunk_bytes", self.chunk_bytes, 0),
             "window": _whole("window", self.window, 1),
+            "reference_bytes": _whole("reference_bytes", self.reference_bytes, 0),
             "seed": _whole("seed", self.seed, 0),
         }
         for name, value in fixed.items():

@@ -16,6 +16,8 @@ class Roles:
 
     size: int
     servers: int
+    hosts: tuple[str, ...] = ()
+    """The name of each rank's machine; empty as long as nobody has asked."""
 
     def __post_init__(self) -> None:
         if self.size == 1:
@@ -55,6 +57,10 @@ class Roles:
     def worker_of(self, rank: int) -> int:
         """The worker index of ``rank``."""
         return rank - self.servers
+
+    def same_node(self, rank: int, other: int) -> bool:
+        """Whether a message from ``rank`` to ``other`` stays in the memory of one machine."""
+        return not self.hosts or self.hosts[rank] == self.hosts[other]
 
     def name(self, rank: int) -> str:
         """The role of ``rank`` in words."""

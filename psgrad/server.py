@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from psgrad.chunk_state import Counters, Reply, Rules
 from psgrad.codecs import Bytes, Opened
+from psgrad.codecs.wire import seal
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import ConfigError, ProtocolError
-from psgrad.layout import Float32, Layout, assign, balance, difference
+from psgrad.layout import Float32, Layout, assign, balance
 from psgrad.messages import (
     CONTROL_LIMIT,
     HEADER_NBYTES,
@@ -26,12 +27,14 @@ from psgrad.messages import (
 )
 from psgrad.metrics import Sink
 from psgrad.options import Options
-from psgrad.params_encoder import Memory, ParamsEncoder
+from psgrad.params_encoder import ParamsEncoder
+from psgrad.registration import differing, reference_memory
 from psgrad.roles import Roles
 from psgrad.shard import Shard
 from psgrad.transport import Buffer, Sent, Transport
 from psgrad.update import Gradient
 
+COPY_NBYTES: Final = 64 << 10  # snapshots have multiples of it, so that few sizes serve them all
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
 
 
@@ -66,6 +69,7 @@ class Server:
         self._digest = 0
         self._shard: Shard | None = None
         self._balance = 1.0
+        self._notice = ""  # of the registration, for people
         self._traffic = Traffic()
         # Payloads that have a place and are not delivered yet, oldest first, by rank.
         self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
@@ -73,8 +77,8 @@ class Server:
         self._free: dict[int, list[Float32]] = defaultdict(list)
         self._free_bytes: dict[int, list[Bytes]] = defaultdict(list)
         self._opened: dict[int, tuple[int, Bytes]] = {}  # chunk size, memory; by id of the Opened
-        self._encoder = ParamsEncoder(self._compression.pull)
-        self._copies: list[tuple[Sent, Memory]] = []
+        self._encoder = ParamsEncoder(self._compression.pull, options.seed)
+        self._copies: list[tuple[Sent, Bytes]] = []
 
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
@@ -166,11 +170,16 @@ class Server:
         header, payload = self._encoder.encode(reply)
         self._traffic.bytes_pulled += HEADER_NBYTES + header.nbytes
         peer = self._roles.rank_of(header.worker)
+        leaves = not self._roles.same_node(self._transport.rank, peer)
+        if payload is not None and payload.size and leaves and header.flags & Flag.ENCODED:
+            seal(payload)
         if payload is None or reply.stable:
             self._transport.send(peer, header, payload)
         else:
-            copy = self._copy(payload)
-            self._copies.append((self._transport.send(peer, header, copy), copy))
+            memory = self._copy_memory(payload.nbytes)
+            copy = memory[: payload.nbytes]
+            np.copyto(copy, payload.view(np.uint8))
+            self._copies.append((self._transport.send(peer, header, copy), memory))
 
     def _open(self, shard: Shard, header: Header, payload: Bytes) -> Opened:
         codec, size = self._compression.push, shard.chunks[header.chunk].chunk.size
@@ -187,31 +196,38 @@ class Server:
             size, memory = self._opened.pop(id(gradient))
             self._free_bytes[size].append(memory)
 
-    def _copy(self, payload: Memory) -> Memory:
-        """A snapshot that a later update cannot change while it is being sent."""
+    def _copy_memory(self, nbytes: int) -> Bytes:
+        """Memory for a snapshot that a later update cannot change while it is being sent."""
+        room = -(-nbytes // COPY_NBYTES) * COPY_NBYTES
         for i, (sent, memory) in enumerate(self._copies):
-            if memory.nbytes == payload.nbytes and memory.dtype == payload.dtype and sent.done():
+            if memory.size == room and sent.done():
                 del self._copies[i]
-                np.copyto(memory, payload)
                 return memory
-        return payload.copy()
+        return np.empty(room, np.uint8)
 
     def _register_if_all_came(self) -> None:
         came = self._registrations
         if self._shard is not None or not came or not self._running <= set(came):
             return
         first, *others = sorted(came)
-        problem = _problem(came)
+        problem = differing(came)
         if problem is None:
-            self._open_shard(Layout.from_record(came[first]["layout"]), [first, *others])
+            problem = self._open_shard(Layout.from_record(came[first]["layout"]), [first, *others])
         verdict = Verdict.APPLIED if problem is None else Verdict.REFUSED
-        answer = {"first": first, "error": problem}
+        answer = {"first": first, "error": problem, "notice": self._notice}
         for worker in [first, *others]:
             header = Header(Kind.REGISTERED, verdict, self._run, self._digest, worker)
             self._send(worker, header, encode_json(answer))
         came.clear()  # whoever was refused may come again
 
-    def _open_shard(self, layout: Layout, workers: Sequence[int]) -> None:
+    def _open_shard(self, layout: Layout, workers: Sequence[int]) -> str | None:
+        """Takes its chunks of ``layout``; returns why it cannot, in words."""
+        said, problem = reference_memory(self._options, layout, self._roles.servers, workers)
+        if said is not None:
+            self._notice = said
+            self._sink.log(said)
+        if problem is not None:
+            return problem
         chunks = layout.chunks(self._options.chunk_bytes)
         owner = assign(chunks, self._roles.servers)
         mine = [chunk for chunk in chunks if owner[chunk.index] == self._transport.rank]
@@ -219,13 +235,21 @@ class Server:
         self._digest = layout.digest
         options = self._options
         ef21 = options.compression.feedback == "ef21"
-        rules = Rules(options.optimizer, options.schedule, options.staleness, ef21)
+        rules = Rules(
+            options.optimizer,
+            options.schedule,
+            options.staleness,
+            ef21,
+            self._compression.differences,
+            options.seed,
+        )
         # A worker that was done before it registered never pushes: nobody waits for it.
         self._shard = Shard(layout, mine, workers, rules)
         self._sink.log(
             f"shard of {sum(chunk.nbytes for chunk in mine)} bytes in {len(mine)} of "
             f"{len(chunks)} chunks, balance (max/mean over servers) {self._balance:.3f}"
         )
+        return None
 
     def _meet(self, header: Header, payload: Any) -> None:
         if self._coordinator is None:
@@ -271,19 +295,3 @@ class Server:
     def _stats(self) -> dict[str, Any]:
         counters = self._shard.counters if self._shard is not None else Counters()
         return {**asdict(counters), **asdict(self._traffic), "balance": self._balance}
-
-
-def _problem(registrations: Mapping[int, Mapping[str, Any]]) -> str | None:
-    """Why these workers cannot train together: the first reason, in words."""
-    first, *others = sorted(registrations)
-    for worker in (first, *others):
-        if "problem" in registrations[worker]:
-            return f"worker {worker}: {registrations[worker]['problem']}"
-    layouts = {w: Layout.from_record(r["layout"]) for w, r in registrations.items()}
-    for worker in others:
-        text = difference(layouts[first], layouts[worker])
-        if text is not None:
-            return (
-                f"parameters differ between workers: worker {worker} {text}, as on worker {first}"
-            )
-    return None

@@ -12,6 +12,7 @@ for the failed one for ever.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import traceback
 import uuid
@@ -23,7 +24,7 @@ from psgrad.errors import ConfigError, PsgradError
 from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
-from psgrad.options import Options
+from psgrad.options import REFERENCE_BYTES, Options
 from psgrad.roles import Roles
 from psgrad.schedules import Constant, Schedule
 from psgrad.server import Server
@@ -51,6 +52,7 @@ def run(
     clip_norm: float | None = None,
     chunk_bytes: int = 0,
     window: int = 8,
+    reference_bytes: int = REFERENCE_BYTES,
     codec: str = "none",
     pull_codec: str = "none",
     feedback: str = "auto",
@@ -69,10 +71,13 @@ def run(
     otherwise every push is one full optimizer step of its own. ``optimizer`` defaults to
     ``SGD()``; ``segments`` gives tensors their own options; ``clip_norm`` bounds the L2 norm of
     each worker's gradient; ``chunk_bytes`` 0 is the default grid; ``window`` is how many
-    unanswered chunks a worker may have at one server. ``codec`` and ``pull_codec`` are specs such
-    as ``"topk:0.01"`` for what gradients and parameters travel as, ``feedback`` says what becomes
-    of the part of a gradient that is not sent, ``zstd`` whether payloads are compressed once more
-    (auto: where that saves time), and ``seed`` keys the codecs' randomness.
+    unanswered chunks a worker may have at one server; ``reference_bytes`` is the most that a server
+    may spend on what workers hold, where pulls travel as differences.
+
+    ``codec`` and ``pull_codec`` are specs such as ``"topk:0.01"`` for what gradients and parameters
+    travel as, ``feedback`` says what becomes of the part of a gradient that is not sent, ``zstd``
+    whether payloads are compressed once more (auto: where that saves time), and ``seed`` keys the
+    codecs' randomness.
 
     Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
     arguments that differ between ranks. An exception in main ends the whole job.
@@ -88,6 +93,7 @@ def run(
             clip_norm=clip_norm,
             chunk_bytes=chunk_bytes,
             window=window,
+            reference_bytes=reference_bytes,
             codec=codec,
             pull_codec=pull_codec,
             feedback=feedback,
@@ -175,6 +181,8 @@ class Session:
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
+        hosts = self.transport.exchange(self.transport.host.encode())
+        roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
         comm = self.transport.subgroup(list(roles.worker_ranks))
         try:
             if roles.is_server(self.rank):

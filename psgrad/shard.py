@@ -22,7 +22,8 @@ from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules
 from psgrad.consistency import may_accept, may_answer, round_is_complete
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.layout import Chunk, Layout, SegmentOptions
-from psgrad.messages import NO_RATE, Header, Kind, Verdict
+from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict
+from psgrad.references import References
 from psgrad.update import Gradient, Hyperparameters, Updater
 
 
@@ -104,6 +105,9 @@ class Shard:
             members=len(clocks),
             estimate=np.zeros(chunk.size, np.float32) if tracked else None,
             rate=optimizer.learning_rate,
+            references=None
+            if self.rules.differences is None
+            else References(chunk, self.rules.differences, self.rules.bound == 0, self.rules.seed),
         )
 
     def _initialise(self, state: ChunkState, push: Push) -> list[Reply]:
@@ -142,6 +146,8 @@ class Shard:
         if state.parked.get(header.worker):
             raise ProtocolError(f"worker {header.worker} leaves before its pushes were answered")
         state.clocks.pop(header.worker, None)
+        if state.references is not None:
+            state.references.drop(header.worker)
         return self._advance(state)
 
     def _advance(self, state: ChunkState) -> list[Reply]:
@@ -276,8 +282,16 @@ class Shard:
             rate=state.rate * self.rules.schedule.factor(state.position),
             nbytes=0 if params is None else params.nbytes,
         )
-        stable = self.rules.bound == 0 and request.worker in state.clocks
-        return Reply(header, params, stable, None if push is None else push.grad)
+        live = request.worker in state.clocks
+        return Reply(
+            header,
+            state.chunk,
+            params,
+            stable=live and self.rules.bound == 0,
+            released=None if push is None else push.grad,
+            references=state.references if live else None,
+            held=request.version if request.flags & Flag.HELD else None,
+        )
 
 
 def _carries_its_weight(push: Push) -> bool:

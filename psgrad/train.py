@@ -96,6 +96,7 @@ def train(
             clip_norm=config.clip_norm,
             chunk_bytes=config.chunk_bytes,
             window=config.window,
+            reference_bytes=config.reference_bytes,
             codec=config.codec,
             pull_codec=config.pull_codec,
             feedback=config.feedback,
@@ -205,7 +206,7 @@ class Trainer:
             f"{Path(config.dataset.name).name}, {_count(config.servers, 'server')}, "
             f"{_count(worker.size, 'worker')}, {mode}\n"
             f"shard balance (max/mean bytes) {_balance(layout, config):.3f}, "
-            f"run folder {self._folder}"
+            f"run folder {self._folder}" + (f"\n{worker.notice}" if worker.notice else "")
         )
 
     def _report(

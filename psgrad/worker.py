@@ -58,6 +58,8 @@ class Worker:
         """How many workers there are."""
         self.comm = comm
         """A communicator of the workers only."""
+        self.notice = ""
+        """What the servers had to say of the registration, such as the memory that pulls need."""
         self.clock = 0
         """How many steps this worker has pushed."""
         self.skipped = 0
@@ -120,7 +122,8 @@ class Worker:
         """Announces the parameters and returns them as views that every pull refreshes in place.
 
         Every worker calls it once, with the same names, shapes and order; float32 only. Worker 0's
-        values win (where its main has returned already: those of the first that registers).
+        values win (where its main has returned already: those of the first that registers). The
+        views are read-only with a pull codec that sends differences (topk, randk, sign).
         Raises ``LayoutError`` on all workers, naming the one that differs.
         """
         if self._state is not None:
@@ -136,12 +139,13 @@ class Worker:
             answer = decode_json(payload)
             if header.verdict is Verdict.REFUSED:
                 raise self._alike(LayoutError(answer["error"]), answer["first"])
+        self.notice = answer["notice"]
         self._state = state = self._lay_out(layout)
         self._links.receive_params_into(
             lambda index: state.flat_params[state.chunks[index].start : state.chunks[index].stop]
         )
         if self.rank == answer["first"]:
-            for name, view in state.params.items():
+            for name, view in layout.views(state.flat_params).items():
                 np.copyto(view, np.asarray(arrays[name]))
             for chunk in state.chunks:
                 self._send_chunk(Kind.INIT, chunk, state.flat_params[chunk.start : chunk.stop])
@@ -257,6 +261,9 @@ class Worker:
         )
         params, grads = (np.zeros(layout.size, np.float32) for _ in range(2))
         compression = self._options.compression
+        seen = params.view()
+        # What a difference is added to must be what the servers think it is.
+        seen.flags.writeable = compression.differences is None
         return _Registered(
             layout,
             assign(chunks, self._roles.servers),
@@ -264,7 +271,7 @@ class Worker:
             trained,
             params,
             grads,
-            Arrays(layout.views(params)),
+            Arrays(layout.views(seen)),
             Arrays(layout.views(grads)),
             PushEncoder(
                 compression,

@@ -62,7 +62,7 @@ def written(key: str, default: object) -> str:
         return f'``"{default}"``'
     if isinstance(default, tuple):
         return f"``{list(default)}``"
-    return f"{default:g}"
+    return str(default) if isinstance(default, int) else f"{default:g}"
 
 
 @pytest.mark.parametrize(("key", "default"), TABLE_ROWS, ids=[key for key, _ in TABLE_ROWS])

@@ -9,9 +9,10 @@ import pytest
 from scripted_transport import NothingComesError, Scripted
 
 from psgrad import links as links_module
-from psgrad.errors import ProtocolError
+from psgrad.codecs import Key, Workspace, parse
+from psgrad.errors import ProtocolError, WireError
 from psgrad.links import ServerLinks
-from psgrad.messages import HEADER_NBYTES, Header, Kind
+from psgrad.messages import HEADER_NBYTES, Flag, Header, Kind
 from psgrad.roles import Roles
 
 RUN = 77
@@ -163,3 +164,68 @@ def test_bytes_are_counted_both_ways(transport, links):
     transport.arrives(0, Header(Kind.MET), b"abc")
     links.await_control(Kind.MET)
     assert links.wire_nbytes == 3 * HEADER_NBYTES + 20 + 3
+
+
+# Encoded payloads
+
+
+def remote(transport, host, pull=None):
+    """Links of the worker on rank 3 to servers on ``host``; it is on ``here`` itself."""
+    roles = Roles(4, 2, (host, host, "here", "here"))
+    return ServerLinks(transport, roles, RUN, window=4, pull=pull)
+
+
+def payload_of(codec, values):
+    out = np.zeros(codec.nbytes_max(values.size), np.uint8)
+    return out[: codec.encode(values, None, out, Key(0, 0, 1, 0), Workspace())]
+
+
+@pytest.mark.parametrize(("host", "sealed"), [("here", False), ("there", True)])
+def test_a_payload_that_leaves_the_node_is_sealed(transport, host, sealed):
+    payload = payload_of(parse("int8"), np.ones(300, np.float32))
+    header = push()._replace(flags=int(Flag.ENCODED))
+    remote(transport, host).request(0, header, payload)
+    assert bool(payload[20:24].any()) == sealed
+    damaged = payload.copy()
+    damaged[-1] ^= 1  # the last code
+    if sealed:
+        with pytest.raises(WireError, match="checksum does not match"):
+            parse("int8").open(damaged, 300)
+    else:
+        parse("int8").open(damaged, 300)
+
+
+def test_differences_are_added_to_what_is_held(transport):
+    """A request says what is held; a reply of nothing leaves it as it is."""
+    codec, params = parse("topk:0.05"), np.zeros(400, np.float32)
+    links = remote(transport, "there", codec)
+    links.receive_params_into(lambda chunk: params)
+    dense = np.arange(400, dtype=np.float32)
+    held = Header(Kind.PARAMS, chunk=3, version=7, flags=int(Flag.HELD))
+    transport.arrives(0, held, dense.tobytes())
+    links.request(0, Header(Kind.PULL, chunk=3))
+    links.await_answers()
+    assert np.array_equal(params, dense)
+
+    change = np.zeros(400, np.float32)
+    change[[5, 50]] = 2.0, -1.0
+    encoded = held._replace(version=9, flags=int(Flag.HELD | Flag.ENCODED))
+    transport.arrives(0, encoded, payload_of(codec, change).tobytes())
+    transport.arrives(0, encoded, b"")
+    for _ in range(2):
+        links.request(0, Header(Kind.STEP, chunk=3))
+        links.await_answers()
+        assert np.array_equal(params, dense + change)
+
+    # After an answer that is not the reference, nothing is held any more.
+    transport.arrives(0, Header(Kind.ACK, chunk=3))
+    transport.arrives(0, held._replace(flags=0), dense.tobytes())
+    links.request(0, Header(Kind.PUSH, chunk=3))
+    links.request(0, Header(Kind.PULL, chunk=3))
+    links.await_answers()
+    links.request(0, Header(Kind.PULL, chunk=3))
+    said = [(h.kind, h.version if h.flags & Flag.HELD else None) for h in transport.sent]
+    assert said == [
+        (Kind.PULL, None), (Kind.STEP, 7), (Kind.STEP, 9),
+        (Kind.PUSH, None), (Kind.PULL, 9), (Kind.PULL, None),
+    ]  # fmt: skip

@@ -149,7 +149,7 @@ def test_a_problem_of_one_worker_is_told_to_all():
     desk.tell(0, Kind.REGISTER, registration(LAYOUT))
     desk.tell(1, Kind.REGISTER, encode_json({"problem": "no parameters"}))
     desk.serve()
-    answer = {"first": 0, "error": "worker 1: no parameters"}
+    answer = {"first": 0, "error": "worker 1: no parameters", "notice": ""}
     assert [json.loads(p) for p in desk.transport.payloads] == [answer] * 2
 
 
@@ -182,7 +182,9 @@ def test_everyone_is_told_who_gives_the_initial_values(order):
         else:
             desk.tell(worker, Kind.REGISTER, registration(LAYOUT))
     assert desk.serve() == [(Kind.REGISTERED, 1), (Kind.REGISTERED, 2)]
-    assert [json.loads(p) for p in desk.transport.payloads] == [{"first": 1, "error": None}] * 2
+    assert [json.loads(p) for p in desk.transport.payloads] == [
+        {"first": 1, "error": None, "notice": ""}
+    ] * 2
     desk.tell(1, Kind.INIT, full(7.0))
     desk.tell(2, Kind.PULL)
     desk.serve()
@@ -251,9 +253,9 @@ def test_elsewhere_a_copy_is_reused_only_when_it_is_gone(gone):
     desk.serve()
     second = desk.transport.memory[-1]
     params = desk.server._shard.chunks[0].params
-    assert first is not params
-    assert second is not params
-    assert (second is first) == gone
+    assert not np.shares_memory(first, params)
+    assert not np.shares_memory(second, params)
+    assert np.shares_memory(second, first) == gone
     assert second.tobytes() == full(-2.0)
     assert first.tobytes() == full(-2.0 if gone else -1.0)
 

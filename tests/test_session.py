@@ -19,6 +19,7 @@ WORKS = {
     "late_start": 4,
     "ef21": 5,
     "pulled_in_8_bits": 5,
+    "pulled_differences": 5,
     "rendezvous": 4,
     "set_lr": 5,
     "segments": 4,

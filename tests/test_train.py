@@ -155,17 +155,27 @@ def test_a_non_finite_step_is_skipped_and_counted(mpi, tmp_path):
 @pytest.mark.parametrize("mode", ["sync", "ssp", "async"])
 @pytest.mark.parametrize(
     ("codec", "pull_codec", "smaller"),
-    [("topk:0.01", "none", 25), ("int4", "none", 6.5), ("sign", "none", 18), ("int8", "int8", 3.8)],
+    [
+        ("topk:0.01", "none", 25),
+        ("int4", "none", 6.5),
+        ("sign", "none", 18),
+        ("int8", "int8", 3.8),
+        ("topk:0.01", "topk:0.02", 25),
+    ],
 )
 def test_compressed_training(mpi, tmp_path, codec, pull_codec, smaller, mode):
-    summary, _ = train(
+    summary, seen = train(
         mpi, tmp_path / "run", "--mode", mode, "--codec", codec, "--pull-codec", pull_codec,
         "--optimizer", "sgd", "--set", "model.hidden=[512,320]",
     )  # fmt: skip
     assert summary["test_accuracy"] >= 0.94
     dense = 4 * 200_650 * summary["steps"]
     assert summary["bytes_pushed"] * smaller < dense
-    assert summary["bytes_pulled"] < (1.02 * dense if pull_codec == "none" else dense / 3.5)
+    pulled = {"none": 1.02, "int8": 1 / 3.5, "topk:0.02": 1 / 20}
+    assert summary["bytes_pulled"] < pulled[pull_codec] * dense
+    copies = "one copy" if mode == "sync" else "a copy for each worker"
+    said = f"pull codec topk keeps {copies} of the parameters as the workers have them: up to"
+    assert (said in seen) == (pull_codec == "topk:0.02")
 
 
 @pytest.mark.parametrize("partition", ["by-label", "contiguous"])

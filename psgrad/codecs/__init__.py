@@ -31,6 +31,7 @@ from psgrad.errors import ConfigError, unknown_name
 
 __all__ = [
     "CODECS",
+    "DIFFERENCES",
     "PULL_CODECS",
     "Bytes",
     "Codec",
@@ -48,8 +49,11 @@ CODECS: Final[Mapping[str, type[Codec]]] = MappingProxyType(
 )
 """The names of the command line."""
 
-PULL_CODECS: Final = ("none", "fp16", "bf16", "int8", "int4")
-"""What parameters may travel as: quantizers of absolute values, which need no state."""
+DIFFERENCES: Final = ("topk", "randk", "sign")
+"""Codecs of pulls that carry differences to what a worker holds: contractions, so it converges."""
+
+PULL_CODECS: Final = ("none", "fp16", "bf16", "int8", "int4", *DIFFERENCES)
+"""What parameters may travel as; quantizers of absolute values need no state."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Compression:
     feedback: str = "none"
     zstd: str = "off"
 
+    @property
+    def differences(self) -> Codec | None:
+        """The codec of pulls, where it is one of differences."""
+        return self.pull if self.pull is not None and self.pull.name in DIFFERENCES else None
+
     @classmethod
     def of(cls, codec: str, pull_codec: str, feedback: str, zstd: str) -> Compression:
         """Reads two specs, the name of a feedback and a mode of the zstd stage.
@@ -70,8 +79,8 @@ class Compression:
         push, pull = parse(codec), parse(pull_codec)
         if pull.name not in PULL_CODECS:
             raise ConfigError(
-                f"pull codec {pull_codec!r} would need a state for each worker; use one of "
-                f"{', '.join(PULL_CODECS)}"
+                f"pull codec {pull_codec!r} is for gradients: its error is not made good in "
+                f"parameters; use one of {', '.join(PULL_CODECS)}"
             )
         check(zstd)
         return cls(

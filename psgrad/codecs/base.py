@@ -67,6 +67,12 @@ def write_into(opened: Opened, out: Float32) -> None:
         opened.add_to(out[start : start + BLOCK], start, np.float32(1), first=True)
 
 
+def add_into(opened: Opened, out: Float32) -> None:
+    """out[n] += C(v), the whole chunk."""
+    for start in range(0, out.size, BLOCK):
+        opened.add_to(out[start : start + BLOCK], start, np.float32(1), first=False)
+
+
 class Codec(Protocol):
     """One way to write a chunk. A frozen dataclass; its fields are the options of the spec."""
 
@@ -76,8 +82,15 @@ class Codec(Protocol):
     """The codec's byte in the payload header; never used again for another one."""
     summary: ClassVar[str]
     """One line for ``psgrad codecs``."""
-    unbiased: ClassVar[bool]
-    """Whether the mean of C(v) over the randomness is v."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether without a residual the mean of C(v) over all keys is v, for any n and v.
+
+        That is up to rounding: of float32, and of noise that has 2^-16 of a step. A codec for which
+        it is always or never so has a class variable.
+        """
+        ...
 
     def nbytes_max(self, n: int) -> int:
         """The most bytes that a payload of ``n`` elements has, its header included."""

@@ -36,6 +36,10 @@ class _Int:
         if self.rounding not in ROUNDINGS:
             raise ConfigError(unknown_name(f"rounding of {self.name}", self.rounding, ROUNDINGS))
 
+    @property
+    def unbiased(self) -> bool:
+        return self.rounding == "stochastic"
+
     @cached_property
     def _form(self) -> Form:
         return Form(self.code, self.block, self._levels, self._coding)
@@ -64,7 +68,6 @@ class Int8(_Int):
     name: ClassVar[str] = "int8"
     code: ClassVar[int] = 3
     summary: ClassVar[str] = "8 bits and a scale for each block, by its largest magnitude"
-    unbiased: ClassVar[bool] = False
     _levels: ClassVar[int] = 127
     _coding: ClassVar[Coding] = BYTES
 
@@ -79,7 +82,6 @@ class Int4(_Int):
     name: ClassVar[str] = "int4"
     code: ClassVar[int] = 4
     summary: ClassVar[str] = "4 bits and a scale for each block, by its largest magnitude"
-    unbiased: ClassVar[bool] = False
     _levels: ClassVar[int] = 7
     _coding: ClassVar[Coding] = NIBBLES
 

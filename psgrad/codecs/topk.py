@@ -54,7 +54,6 @@ class TopK:
     name: ClassVar[str] = "topk"
     code: ClassVar[int] = 8
     summary: ClassVar[str] = "the elements of largest magnitude, with their indices"
-    unbiased: ClassVar[bool] = False
 
     ratio: float = 0.01
     values: str = "float32"
@@ -69,6 +68,14 @@ class TopK:
             raise ConfigError(unknown_name("selection of top-k", self.select, SELECTIONS))
         if self.warmup < 0:
             raise ConfigError(f"top-k warmup must be at least 0 steps, got {self.warmup}")
+
+    @property
+    def unbiased(self) -> bool:
+        """Where ``ratio`` and ``values`` say that all is sent as it is.
+
+        With a ratio a little below 1, too, chunks are raw and nothing is lost: that is not counted.
+        """
+        return self.ratio == 1 and self.values == "float32"
 
     def ratio_at(self, step: int) -> float:
         """The ratio of a step: a pure function, so that a restart goes on as before."""

@@ -92,8 +92,9 @@ def read_header(payload: Bytes, codec: int, n: int) -> PayloadHeader:
 
 
 def seal(payload: Bytes) -> None:
-    """Writes the checksum, for a payload that leaves the node; 0 is written as 1."""
-    struct.pack_into("<I", payload.data, _CHECKED, _checksum(payload))
+    """Writes the checksum, once, for a payload that leaves the node; 0 is written as 1."""
+    if not payload[_CHECKED:HEADER_NBYTES].any():
+        struct.pack_into("<I", payload.data, _CHECKED, _checksum(payload))
 
 
 def body_of(payload: Bytes, header: PayloadHeader, nbytes_max: int) -> Bytes:
@@ -107,7 +108,9 @@ def body_of(payload: Bytes, header: PayloadHeader, nbytes_max: int) -> Bytes:
         declared = zstandard.frame_content_size(body.data)
         if declared != header.nbytes:
             raise WireError(f"zstd frame of {declared} bytes, header says {header.nbytes}")
-        data = zstandard.ZstdDecompressor().decompress(body.data, max_output_size=nbytes_max)
+        data = zstandard.ZstdDecompressor().decompress(
+            body.data, max_output_size=nbytes_max, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise WireError(f"zstd: {error}") from error
     if len(data) != header.nbytes:

@@ -1,5 +1,6 @@
 """What each rank of tests/test_session.py runs: any failed assertion ends the job."""
 
+import contextlib
 import sys
 
 import numpy as np
@@ -161,6 +162,31 @@ def pulled_in_8_bits(worker):
     assert np.abs(params["w"] - first["w"]).max() <= 0.5001 * step
     worker.pull(dense=True)
     assert np.array_equal(params["w"], first["w"])
+
+
+def pulled_differences(worker):
+    """Replies are differences, on both sides of a dense pull; all workers hold the same bits."""
+    rng = np.random.default_rng(1)
+    params = worker.register({"w": rng.standard_normal((60, 70), dtype=np.float32)})
+    with contextlib.suppress(ValueError):
+        params["w"][:] = 0.0
+        raise AssertionError("a difference cannot be added to what the caller has changed")
+    for step in range(6):
+        before = worker.wire_nbytes
+        worker.step({"w": rng.standard_normal((60, 70))})
+        pulled = worker.wire_nbytes - before - params["w"].nbytes
+        assert pulled < (1.6 if step == 4 else 0.2) * params["w"].nbytes, step
+        bits = worker.comm.allgather(params["w"].tobytes())
+        assert len(set(bits)) == 1
+        if step == 3:
+            # What is asked for is what the servers have; the next reply brings the reference back.
+            worker.pull(dense=True)
+            assert worker.comm.allgather(params["w"].tobytes()) != bits
+    for _ in range(60):
+        worker.step({"w": np.zeros((60, 70))})
+    held = params["w"].copy()
+    worker.pull(dense=True)
+    assert np.allclose(held, params["w"], rtol=0, atol=1e-6), "nothing is held back for ever"
 
 
 def rendezvous(worker):
@@ -374,6 +400,7 @@ OPTIONS = {
     "ef21": {"codec": "topk:0.05", "feedback": "ef21", "servers": 2, "chunk_bytes": 2048},
     "ef21_uneven": {"codec": "sign", "feedback": "ef21"},
     "pulled_in_8_bits": {"pull_codec": "int8", "servers": 2, "chunk_bytes": 1024},
+    "pulled_differences": {"pull_codec": "topk:0.05", "servers": 2, "chunk_bytes": 4096},
     "segments": {
         "segments": [
             psgrad.SegmentOptions("slow", learning_rate_scale=0.1),
