@@ -229,6 +229,7 @@ class Trainer:
             "shard_balance": servers[0]["balance"],
             "bytes_pushed": sum(stats["bytes_pushed"] for stats in servers),
             "bytes_pulled": sum(stats["bytes_pulled"] for stats in servers),
+            **({"codecs_used": worker.codecs_used} if config.codec != "none" else {}),
             "params_sha256": runfolder.sha256(worker.params),
             "psgrad_version": __version__,
         }

@@ -110,6 +110,12 @@ class Worker:
         """Bytes sent and received by this worker, headers included."""
         return self._links.wire_nbytes
 
+    @property
+    def codecs_used(self) -> dict[str, int]:
+        """How many chunks this worker has encoded with each codec, by name."""
+        encoder = None if self._state is None else self._state.encoder
+        return {} if encoder is None else dict(encoder.used)
+
     def now(self) -> float:
         """Seconds since an arbitrary moment, on the transport's clock."""
         return self._transport.now()
@@ -297,8 +303,8 @@ class Worker:
         if weight > 0 and not self._settle(state):
             weight = 0.0
         self.clock += 1
-        if state.encoder is not None:
-            state.encoder.begin(self.clock, self.learning_rate)
+        if state.encoder is not None and weight > 0:
+            state.encoder.begin(self.clock, self.learning_rate, state.flat_grads)
         for chunk in state.trained:
             if weight == 0:
                 self._send_chunk(kind, chunk)

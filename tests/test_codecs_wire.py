@@ -143,6 +143,16 @@ def test_zstd_leaves_alone_what_it_would_make_larger():
     assert wire.body_of(payload, header, 100).tobytes() == body
 
 
+def test_zstd_leaves_raw_values_alone():
+    """They are read where they lie, and no flag goes with theirs."""
+    x = np.zeros(1000, np.float32)
+    payload = np.zeros(Raw().nbytes_max(1000), np.uint8)
+    nbytes = Raw().encode(x, None, payload, KEY, Workspace())
+    assert wire.squeeze(payload[:nbytes], zstandard.ZstdCompressor()) == nbytes
+    write_into(Raw().open(payload, 1000), out := np.ones(1000, np.float32))
+    assert np.array_equal(out, x)
+
+
 def test_a_frame_larger_than_it_may_be_is_refused_unread():
     payload = squeezed(bytes(100_000))
     header = wire.read_header(payload, 0, 4)

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from psgrad.codecs.adaptive import Adaptive, FastestChoice
 from psgrad.codecs.base import Bytes, Codec, Key, Opened, Workspace
 from psgrad.codecs.blocks import Int4, Int8
+from psgrad.codecs.choice import Always, Choice, everywhere
 from psgrad.codecs.feedback import choose
 from psgrad.codecs.halves import BF16, FP16
 from psgrad.codecs.qsgd import QSGD
@@ -25,9 +27,11 @@ from psgrad.codecs.randk import RandK
 from psgrad.codecs.raw import Raw
 from psgrad.codecs.sign import Sign
 from psgrad.codecs.ternary import Ternary
-from psgrad.codecs.topk import TopK
+from psgrad.codecs.thresholds import Thresholds
+from psgrad.codecs.topk import Settled, TopK
 from psgrad.codecs.zstd import check
 from psgrad.errors import ConfigError, unknown_name
+from psgrad.layout import Chunk, Layout
 
 __all__ = [
     "CODECS",
@@ -45,7 +49,10 @@ __all__ = [
 ]
 
 CODECS: Final[Mapping[str, type[Codec]]] = MappingProxyType(
-    {kind.name: kind for kind in (Raw, FP16, BF16, Int8, Int4, QSGD, Ternary, Sign, TopK, RandK)}
+    {
+        kind.name: kind
+        for kind in (Raw, FP16, BF16, Int8, Int4, QSGD, Ternary, Sign, TopK, RandK, Adaptive)
+    }
 )
 """The names of the command line."""
 
@@ -82,6 +89,10 @@ class Compression:
                 f"pull codec {pull_codec!r} is for gradients: its error is not made good in "
                 f"parameters; use one of {', '.join(PULL_CODECS)}"
             )
+        if isinstance(pull, TopK) and pull.scope != "chunk":
+            raise ConfigError(
+                f"pull codec {pull_codec!r}: the scope of pulls is the chunk, got {pull.scope}"
+            )
         check(zstd)
         return cls(
             None if push.name == "none" else push,
@@ -89,6 +100,28 @@ class Compression:
             choose(feedback, push),
             zstd,
         )
+
+
+def choice(
+    codec: Codec, layout: Layout, chunks: Sequence[Chunk], now: Callable[[], float]
+) -> Choice:
+    """What a worker settles for ``codec`` before it encodes ``chunks``; ``now`` is in seconds."""
+    if isinstance(codec, Adaptive):
+        return FastestChoice(codec, chunks, now)
+    if isinstance(codec, TopK) and codec.scope == "tensor":
+        return Always({chunk.index: _by_tensor(codec, layout, chunk) for chunk in chunks})
+    if isinstance(codec, TopK) and (codec.scope == "global" or codec.select == "threshold"):
+        return Thresholds(codec, chunks)
+    return everywhere(codec, chunks)
+
+
+def _by_tensor(codec: TopK, layout: Layout, chunk: Chunk) -> Settled:
+    starts = tuple(
+        max(0, tensor.start - chunk.start)
+        for tensor in layout.tensors
+        if tensor.start < chunk.stop and tensor.stop > chunk.start
+    )
+    return Settled.of(codec, starts=starts)
 
 
 def parse(text: str) -> Codec:

@@ -91,6 +91,18 @@ def read_header(payload: Bytes, codec: int, n: int) -> PayloadHeader:
     return header
 
 
+def code_of(payload: Bytes) -> int:
+    """Which codec wrote a payload; raises ``WireError`` where there is no header."""
+    if payload.size < HEADER_NBYTES:
+        raise WireError(f"a payload has at least {HEADER_NBYTES} bytes, got {payload.size}")
+    return int(payload[3])
+
+
+def stored(payload: Bytes) -> int:
+    """The elements that a payload stores: the field k."""
+    return int(_HEADER.unpack_from(payload.data)[8])
+
+
 def seal(payload: Bytes) -> None:
     """Writes the checksum, once, for a payload that leaves the node; 0 is written as 1."""
     if not payload[_CHECKED:HEADER_NBYTES].any():
@@ -119,7 +131,12 @@ def body_of(payload: Bytes, header: PayloadHeader, nbytes_max: int) -> Bytes:
 
 
 def squeeze(payload: Bytes, compressor: zstandard.ZstdCompressor) -> int:
-    """Replaces the body by its zstd frame where that is smaller; returns the payload's size."""
+    """Replaces the body by its zstd frame where that is smaller; returns the payload's size.
+
+    Raw values and nothing at all are left alone: they hardly shrink, and are read in place.
+    """
+    if payload[5] & (Flag.RAW | Flag.ZERO):
+        return payload.size
     body = payload[HEADER_NBYTES:]
     frame = compressor.compress(body.data)
     if len(frame) >= body.size:
