@@ -14,9 +14,11 @@ from typing import Final
 
 import numpy as np
 
+from psgrad.errors import NonFiniteError
 from psgrad.layout import Float32, Layout, Segment
 
 BLOCK: Final = 64 << 10  # elements
+NON_FINITE_LIMIT: Final = 10  # steps in a row
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,43 @@ def check(
     norm = math.sqrt(total)
     clipped = clip_norm is not None and norm > clip_norm
     return StepVerdict(norm, clip_norm / norm if clipped and clip_norm is not None else 1.0)
+
+
+class StepGuard:
+    """One worker's verdicts, step by step: clips what is too large, counts what is not finite."""
+
+    def __init__(
+        self, layout: Layout, segments: Sequence[Segment], clip_norm: float | None
+    ) -> None:
+        self.skipped = 0
+        """How many steps were not finite."""
+        self._layout = layout
+        self._segments = segments
+        self._clip_norm = clip_norm
+        self._in_a_row = 0
+
+    def settle(self, grads: Float32) -> bool:
+        """Decides on a step before its first chunk leaves: may ``grads[n]`` be applied?
+
+        Scales them in place where they are to be clipped; buffers stay as they are. Raises
+        ``NonFiniteError`` after ``NON_FINITE_LIMIT`` steps in a row that are not finite.
+        """
+        verdict = check(grads, self._layout, self._segments, self._clip_norm)
+        if not verdict.finite:
+            self._count(verdict)
+            return False
+        self._in_a_row = 0
+        if verdict.scale != 1.0:
+            for segment in self._segments:
+                if not segment.options.buffer:
+                    grads[segment.start : segment.stop] *= np.float32(verdict.scale)
+        return True
+
+    def _count(self, verdict: StepVerdict) -> None:
+        self.skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row >= NON_FINITE_LIMIT:
+            raise NonFiniteError(
+                f"the gradient of {verdict.culprit!r} was NaN or infinite for "
+                f"{NON_FINITE_LIMIT} steps in a row; lower the learning rate or clip gradients"
+            )

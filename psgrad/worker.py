@@ -10,40 +10,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from psgrad.arrays import Arrays
-from psgrad.errors import ConfigError, LayoutError, NonFiniteError, ProtocolError, PsgradError
-from psgrad.guard import check
-from psgrad.layout import Chunk, Float32, Layout, assign
+from psgrad.errors import ConfigError, LayoutError, ProtocolError, PsgradError
+from psgrad.layout import Chunk, Layout
 from psgrad.links import ServerLinks
 from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict, decode_json, encode_json
 from psgrad.options import Options
 from psgrad.push_encoder import PushEncoder
+from psgrad.registered import Registered
 from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
-
-NON_FINITE_LIMIT: Final = 10  # steps in a row
-
-
-@dataclass
-class _Registered:
-    """What exists once the parameters are known."""
-
-    layout: Layout
-    owner: tuple[int, ...]
-    chunks: tuple[Chunk, ...]
-    trained: tuple[Chunk, ...]  # what this worker pushes, in the order in which it does
-    flat_params: Float32
-    flat_grads: Float32
-    params: Arrays
-    grads: Arrays
-    encoder: PushEncoder | None
 
 
 class Worker:
@@ -62,17 +45,15 @@ class Worker:
         """What the servers had to say of the registration, such as the memory that pulls need."""
         self.clock = 0
         """How many steps this worker has pushed."""
-        self.skipped = 0
-        """How many steps of this worker were not finite and were not applied."""
         self._transport = transport
         self._roles = roles
         self._options = options
         self._links = ServerLinks(transport, roles, run, options.window, options.compression.pull)
         self._weight = 1.0  # of the last push that was not empty
-        self._state: _Registered | None = None
+        self._state: Registered | None = None
+        self._encoder: PushEncoder | None = None
         self._next_rate = NO_RATE
         self._rendezvous = 0
-        self._non_finite_in_a_row = 0
         self._left = False
 
     @property
@@ -111,10 +92,14 @@ class Worker:
         return self._links.wire_nbytes
 
     @property
+    def skipped(self) -> int:
+        """How many steps of this worker were not finite and were not applied."""
+        return 0 if self._state is None else self._state.guard.skipped
+
+    @property
     def codecs_used(self) -> dict[str, int]:
         """How many chunks this worker has encoded with each codec, by name."""
-        encoder = None if self._state is None else self._state.encoder
-        return {} if encoder is None else dict(encoder.used)
+        return {} if self._encoder is None else dict(self._encoder.used)
 
     def now(self) -> float:
         """Seconds since an arbitrary moment, on the transport's clock."""
@@ -146,15 +131,13 @@ class Worker:
             if header.verdict is Verdict.REFUSED:
                 raise self._alike(LayoutError(answer["error"]), answer["first"])
         self.notice = answer["notice"]
-        self._state = state = self._lay_out(layout)
-        self._links.receive_params_into(
-            lambda index: state.flat_params[state.chunks[index].start : state.chunks[index].stop]
-        )
+        self._state = state = Registered.of(layout, self._options, self._roles.servers, self.rank)
+        self._encoder = self._make_encoder(state)
+        self._links.receive_params_into(state.params_of)
         if self.rank == answer["first"]:
-            for name, view in layout.views(state.flat_params).items():
-                np.copyto(view, np.asarray(arrays[name]))
+            state.set_params(arrays)
             for chunk in state.chunks:
-                self._send_chunk(Kind.INIT, chunk, state.flat_params[chunk.start : chunk.stop])
+                self._send_chunk(Kind.INIT, chunk, state.params_of(chunk.index))
             self._links.await_answers()
         self.pull(dense=True)
         return state.params
@@ -186,9 +169,8 @@ class Worker:
         """
         state = self._registered
         wanted = None if names is None else set(state.params(names))
-        for chunk in state.chunks:
-            if wanted is None or _touches(chunk, state.layout, wanted):
-                self._send_chunk(Kind.PULL, chunk, flags=int(Flag.DENSE) if dense else 0)
+        for chunk in state.touched_by(wanted):
+            self._send_chunk(Kind.PULL, chunk, flags=int(Flag.DENSE) if dense else 0)
         self._links.await_answers()
 
     def set_lr(self, rate: float) -> None:
@@ -209,7 +191,8 @@ class Worker:
         """
         if self._left or self._state is None:
             return
-        self._flush_residual(self._state)
+        if self._encoder is not None:
+            self._flush_residual(self._state, self._encoder)
         self._links.await_answers()
         self._links.ask_all(Header(Kind.LEAVE, clock=self.clock), Kind.LEFT)
         self._left = True
@@ -252,82 +235,56 @@ class Worker:
         return error
 
     @property
-    def _registered(self) -> _Registered:
+    def _registered(self) -> Registered:
         if self._state is None:
             raise LayoutError("call worker.register(arrays) first: there are no parameters yet")
         return self._state
 
-    def _lay_out(self, layout: Layout) -> _Registered:
-        chunks = layout.chunks(self._options.chunk_bytes)
-        members = {s.index: s.options.members for s in layout.segments}
-        trained = tuple(
-            chunk
-            for chunk in reversed(chunks)
-            if (group := members[chunk.segment]) is None or self.rank in group
-        )
-        params, grads = (np.zeros(layout.size, np.float32) for _ in range(2))
+    def _make_encoder(self, state: Registered) -> PushEncoder | None:
         compression = self._options.compression
-        seen = params.view()
-        # What a difference is added to must be what the servers think it is.
-        seen.flags.writeable = compression.differences is None
-        return _Registered(
-            layout,
-            assign(chunks, self._roles.servers),
-            chunks,
-            trained,
-            params,
-            grads,
-            Arrays(layout.views(seen)),
-            Arrays(layout.views(grads)),
-            PushEncoder(
-                compression,
-                compression.push,
-                layout,
-                trained,
-                self._options.seed,
-                self.rank,
-                self._transport.now,
-            )
-            if compression.push is not None
-            else None,
+        if compression.push is None:
+            return None
+        return PushEncoder(
+            compression,
+            compression.push,
+            state.layout,
+            state.trained,
+            self._options.seed,
+            self.rank,
+            self._transport.now,
         )
 
     def _push(self, kind: Kind, grads: Mapping[str, ArrayLike] | None, weight: float) -> None:
-        state = self._registered
+        state, encoder = self._registered, self._encoder
         if self._left:
             raise ProtocolError(f"worker {self.rank} has left and cannot push")
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")
         if grads is not None:
-            self._copy_in(grads)
-        if weight > 0 and not self._settle(state):
+            state.set_grads(grads)
+        if weight > 0 and not state.guard.settle(state.flat_grads):
             weight = 0.0
         self.clock += 1
-        if state.encoder is not None and weight > 0:
-            state.encoder.begin(self.clock, self.learning_rate, state.flat_grads)
+        if encoder is not None and weight > 0:
+            encoder.begin(self.clock, self.learning_rate, state.flat_grads)
         for chunk in state.trained:
             if weight == 0:
                 self._send_chunk(kind, chunk)
+                continue
+            grad = state.grads_of(chunk)
+            payload = None
+            if encoder is not None:
+                payload = encoder.encode(chunk, grad, self._links.link_rate)
+            if payload is None:
+                self._send_chunk(kind, chunk, grad, weight)
             else:
-                self._send_gradient(kind, chunk, state, weight)
+                self._send_chunk(kind, chunk, payload, weight, int(Flag.ENCODED))
         self._weight = weight or self._weight
         self._next_rate = NO_RATE
 
-    def _send_gradient(self, kind: Kind, chunk: Chunk, state: _Registered, weight: float) -> None:
-        grad = state.flat_grads[chunk.start : chunk.stop]
-        payload = None
-        if state.encoder is not None:
-            payload = state.encoder.encode(chunk, grad, self._links.link_rate)
-        if payload is None:
-            self._send_chunk(kind, chunk, grad, weight)
-        else:
-            self._send_chunk(kind, chunk, payload, weight, int(Flag.ENCODED))
-
-    def _flush_residual(self, state: _Registered) -> None:
+    def _flush_residual(self, state: Registered, encoder: PushEncoder) -> None:
         """Pushes what was never sent, so that leaving loses nothing."""
-        if state.encoder is None:
-            return
-        kept = {chunk.index: state.encoder.kept(chunk) for chunk in state.trained}
+        kept = {chunk.index: encoder.kept(chunk) for chunk in state.trained}
         if all(residual is None for residual in kept.values()):
             return
         self._links.await_answers()
@@ -337,41 +294,10 @@ class Worker:
             if residual is None:
                 self._send_chunk(Kind.PUSH, chunk)
                 continue
-            grad = state.flat_grads[chunk.start : chunk.stop]
+            grad = state.grads_of(chunk)
             np.copyto(grad, residual)
             residual.fill(0.0)
             self._send_chunk(Kind.PUSH, chunk, grad, self._weight)
-
-    def _copy_in(self, grads: Mapping[str, ArrayLike]) -> None:
-        mine = self.grads
-        for name in mine:
-            if name not in grads:
-                raise LayoutError(
-                    f"step() needs a gradient for each parameter, {name!r} is missing"
-                )
-        for name, value in grads.items():
-            mine[name] = np.asarray(value)
-
-    def _settle(self, state: _Registered) -> bool:
-        """Decides on the whole step before its first chunk leaves: may it be applied?"""
-        trained = {chunk.segment for chunk in state.trained}
-        segments = [s for s in state.layout.segments if s.index in trained]
-        verdict = check(state.flat_grads, state.layout, segments, self._options.clip_norm)
-        if verdict.finite:
-            self._non_finite_in_a_row = 0
-            if verdict.scale != 1.0:
-                for segment in segments:
-                    if not segment.options.buffer:
-                        state.flat_grads[segment.start : segment.stop] *= np.float32(verdict.scale)
-            return True
-        self.skipped += 1
-        self._non_finite_in_a_row += 1
-        if self._non_finite_in_a_row >= NON_FINITE_LIMIT:
-            raise NonFiniteError(
-                f"the gradient of {verdict.culprit!r} was NaN or infinite for "
-                f"{NON_FINITE_LIMIT} steps in a row; lower the learning rate or clip gradients"
-            )
-        return False
 
     def _send_chunk(
         self,
@@ -393,10 +319,3 @@ class Worker:
             flags=flags,
         )
         self._links.request(state.owner[chunk.index], header, payload)
-
-
-def _touches(chunk: Chunk, layout: Layout, names: Sequence[str] | set[str]) -> bool:
-    return any(
-        tensor.name in names and tensor.start < chunk.stop and tensor.stop > chunk.start
-        for tensor in layout.tensors
-    )

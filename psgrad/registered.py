@@ -1,0 +1,90 @@
+"""A worker's arrays, once the parameters are known: the flat vectors, their views, their chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from psgrad.arrays import Arrays
+from psgrad.errors import LayoutError
+from psgrad.guard import StepGuard
+from psgrad.layout import Chunk, Float32, Layout, assign
+from psgrad.options import Options
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What exists from ``register`` on. ``params`` and ``grads`` are views of the flat vectors."""
+
+    layout: Layout
+    owner: tuple[int, ...]  # of each chunk: the server
+    chunks: tuple[Chunk, ...]
+    trained: tuple[Chunk, ...]  # what this worker pushes, in the order in which it does
+    flat_params: Float32
+    flat_grads: Float32
+    params: Arrays
+    grads: Arrays
+    guard: StepGuard
+
+    @classmethod
+    def of(cls, layout: Layout, options: Options, servers: int, worker: int) -> Registered:
+        """The arrays of ``worker``: zeros still."""
+        chunks = layout.chunks(options.chunk_bytes)
+        groups = {s.index: s.options.members for s in layout.segments}
+        mine = [c for c in chunks if (g := groups[c.segment]) is None or worker in g]
+        params, grads = (np.zeros(layout.size, np.float32) for _ in range(2))
+        seen = params.view()
+        # What a difference is added to must be what the servers think it is.
+        seen.flags.writeable = options.compression.differences is None
+        trained_segments = {chunk.segment for chunk in mine}
+        segments = [s for s in layout.segments if s.index in trained_segments]
+        return cls(
+            layout,
+            assign(chunks, servers),
+            chunks,
+            tuple(reversed(mine)),
+            params,
+            grads,
+            Arrays(layout.views(seen)),
+            Arrays(layout.views(grads)),
+            StepGuard(layout, segments, options.clip_norm),
+        )
+
+    def params_of(self, index: int) -> Float32:
+        """The parameters of a chunk: where pulls are received."""
+        chunk = self.chunks[index]
+        return self.flat_params[chunk.start : chunk.stop]
+
+    def grads_of(self, chunk: Chunk) -> Float32:
+        """The gradient of a chunk: what pushes send."""
+        return self.flat_grads[chunk.start : chunk.stop]
+
+    def set_params(self, values: Mapping[str, Any]) -> None:
+        """Takes over initial values, of all parameters."""
+        for name, view in self.layout.views(self.flat_params).items():
+            np.copyto(view, np.asarray(values[name]))
+
+    def set_grads(self, values: Mapping[str, ArrayLike]) -> None:
+        """Takes over a gradient; raises ``LayoutError`` where one of a parameter is missing."""
+        for name in self.grads:
+            if name not in values:
+                raise LayoutError(
+                    f"step() needs a gradient for each parameter, {name!r} is missing"
+                )
+        for name, value in values.items():
+            self.grads[name] = np.asarray(value)
+
+    def touched_by(self, names: set[str] | None) -> list[Chunk]:
+        """The chunks that hold a part of the parameters ``names``; None: all chunks."""
+        if names is None:
+            return list(self.chunks)
+        tensors = [tensor for tensor in self.layout.tensors if tensor.name in names]
+        return [
+            chunk
+            for chunk in self.chunks
+            if any(t.start < chunk.stop and t.stop > chunk.start for t in tensors)
+        ]
