@@ -20,6 +20,7 @@ from psgrad.codecs.wire import seal
 from psgrad.errors import ProtocolError
 from psgrad.layout import Float32
 from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind
+from psgrad.numbering import Numbering
 from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
 
@@ -56,6 +57,7 @@ class ServerLinks:
         self._placed: dict[int, deque[Bytes]] = {rank: deque() for rank in self._servers}
         self._inbox: deque[tuple[Header, bytes]] = deque()
         self._params_of: Callable[[int], Float32] | None = None
+        self._numbering = Numbering()
         self._held: dict[int, int] = {}  # chunk -> version of the reference that lies in its memory
         transport.connect(self._servers)
 
@@ -79,7 +81,8 @@ class ServerLinks:
         """Sends a control message, which no window counts."""
         nbytes = 0 if payload is None else memoryview(payload).nbytes
         self.wire_nbytes += HEADER_NBYTES + nbytes
-        header = header._replace(run=self._run, worker=self._worker, nbytes=nbytes)
+        number = self._numbering.next(server)
+        header = header._replace(run=self._run, worker=self._worker, nbytes=nbytes, number=number)
         self._transport.send(server, header, payload)
 
     def tell_all(self, header: Header, payload: Buffer | None = None) -> None:
@@ -118,6 +121,10 @@ class ServerLinks:
         assert message is not None, "receive without a timeout returns a message"
         server, header = message
         self.wire_nbytes += HEADER_NBYTES + header.nbytes
+        if not self._numbering.take(server, header.number):
+            if header.nbytes:
+                self._placed[server].popleft()
+            return
         if header.kind in (Kind.ACK, Kind.PARAMS):
             self._unanswered[server] -= 1
             now = self._transport.now()
@@ -140,10 +147,11 @@ class ServerLinks:
             self._held.pop(header.chunk, None)
 
     def _place(self, server: int, header: Header) -> Buffer:
-        if header.kind is Kind.PARAMS and not header.flags & Flag.ENCODED:
+        new = self._numbering.is_new(server, header.number)
+        if new and header.kind is Kind.PARAMS and not header.flags & Flag.ENCODED:
             return self._params(header.chunk)
         limit = CONTROL_LIMIT
-        if header.kind is Kind.PARAMS and self._pull is not None:
+        if header.kind is Kind.PARAMS and header.flags & Flag.ENCODED and self._pull is not None:
             limit = self._pull.nbytes_max(self._params(header.chunk).size)
         if header.nbytes > limit:
             raise ProtocolError(

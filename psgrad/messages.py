@@ -15,7 +15,7 @@ incarnation     4  0, rises when a worker rejoins
 view            4  0, rises when the set of ranks changes
 segment         4
 chunk           4
-spare           4  0
+number          4  of the message on its link, from 1; 0: not numbered
 clock           8  how many steps the worker has pushed, this one included
 slowest         8  replies: the slowest live clock the answer rests on
 version         8  replies: how many updates the chunk has had; requests: see ``Flag.HELD``
@@ -116,14 +116,15 @@ class Header(NamedTuple):
     nbytes: int = 0
     sequence: int = 0
     flags: int = 0
+    number: int = 0
 
     def encode(self) -> bytes:
         """The header's ``HEADER_NBYTES`` bytes."""
         kind, verdict, run, layout, worker, incarnation, view, segment, chunk, *rest = self
-        clock, slowest, version, weight, rate, nbytes, sequence, flags = rest
+        clock, slowest, version, weight, rate, nbytes, sequence, flags, number = rest
         body = _BODY.pack(
             MAGIC, FORMAT, kind, verdict, flags, run, layout, worker, incarnation, view, segment,
-            chunk, 0, clock, slowest, version, weight, rate, nbytes, sequence,
+            chunk, number, clock, slowest, version, weight, rate, nbytes, sequence,
         )  # fmt: skip
         return body + _CHECKSUM.pack(zlib.crc32(body))
 
@@ -140,7 +141,8 @@ class Header(NamedTuple):
             raise WireError(f"expected {MAGIC!r} format {FORMAT}, got {magic!r} format {version}")
         if kind not in _KINDS or verdict not in _VERDICTS:
             raise WireError(f"unknown kind {kind} or verdict {verdict}")
-        return cls(_KINDS[kind], _VERDICTS[verdict], *(*fields[:7], *fields[8:], flags))
+        rest = (*fields[:7], *fields[8:], flags, fields[7])
+        return cls(_KINDS[kind], _VERDICTS[verdict], *rest)
 
 
 def encode_json(record: Any) -> bytes:

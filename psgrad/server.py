@@ -26,6 +26,7 @@ from psgrad.messages import (
     encode_json,
 )
 from psgrad.metrics import Sink
+from psgrad.numbering import Numbering
 from psgrad.options import Options
 from psgrad.params_encoder import ParamsEncoder
 from psgrad.registration import differing, reference_memory
@@ -63,6 +64,8 @@ class Server:
         self._run = run
         self._sink = sink
         self._compression = options.compression
+        self._numbering = Numbering()
+        self._repeated = 0  # messages that came once more
         self._running = set(range(roles.workers))
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
         self._registrations: dict[int, dict[str, Any]] = {}  # of workers that wait for an answer
@@ -89,14 +92,17 @@ class Server:
             peer, header = message
             self._check_sender(peer, header)
             payload = self._placed[peer].popleft() if header.nbytes else None
-            self._handle(header, payload)
+            if self._numbering.take(peer, header.number):
+                self._handle(header, payload)
+            else:
+                self._repeated += 1
         if self._shard is not None and (blocked := self._shard.blocked()):
             raise ProtocolError("the run ended with unanswered messages: " + "; ".join(blocked))
 
     def _place(self, peer: int, header: Header) -> Buffer:
         """Memory for a payload, after a look at every field that it depends on."""
         self._check_sender(peer, header)
-        if header.kind in CHUNK_KINDS:
+        if header.kind in CHUNK_KINDS and self._numbering.is_new(peer, header.number):
             memory: Buffer = self._chunk_memory(peer, header)
         elif header.nbytes <= CONTROL_LIMIT:
             memory = bytearray(header.nbytes)
@@ -174,12 +180,12 @@ class Server:
         if payload is not None and payload.size and leaves and header.flags & Flag.ENCODED:
             seal(payload)
         if payload is None or reply.stable:
-            self._transport.send(peer, header, payload)
+            self._post(peer, header, payload)
         else:
             memory = self._copy_memory(payload.nbytes)
             copy = memory[: payload.nbytes]
             np.copyto(copy, payload.view(np.uint8))
-            self._copies.append((self._transport.send(peer, header, copy), memory))
+            self._copies.append((self._post(peer, header, copy), memory))
 
     def _open(self, shard: Shard, header: Header, payload: Bytes) -> Opened:
         codec, size = self._compression.push, shard.chunks[header.chunk].chunk.size
@@ -290,8 +296,17 @@ class Server:
 
     def _send(self, worker: int, header: Header, payload: bytes = b"") -> None:
         peer = self._roles.rank_of(worker)
-        self._transport.send(peer, header._replace(nbytes=len(payload)), payload or None)
+        self._post(peer, header._replace(nbytes=len(payload)), payload or None)
+
+    def _post(self, peer: int, header: Header, payload: Buffer | None) -> Sent:
+        number = self._numbering.next(peer)
+        return self._transport.send(peer, header._replace(number=number), payload)
 
     def _stats(self) -> dict[str, Any]:
         counters = self._shard.counters if self._shard is not None else Counters()
-        return {**asdict(counters), **asdict(self._traffic), "balance": self._balance}
+        return {
+            **asdict(counters),
+            **asdict(self._traffic),
+            "balance": self._balance,
+            "repeated": self._repeated,
+        }

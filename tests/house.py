@@ -33,7 +33,8 @@ HOUSE = (
     Row(2, "codecs consistency data guard models optimizers schedules"),
     Row(2, "update"),
     Row(2.5, "transport", sees=1),  # stands beside the floors
-    Row(3, "coordinator links options references"),
+    Row(3, "coordinator numbering options references"),
+    Row(3, "links"),
     Row(3, "chunk_state registered registration"),
     Row(3, "params_encoder push_encoder shard"),
     Row(4, "server worker"),

@@ -229,3 +229,28 @@ def test_differences_are_added_to_what_is_held(transport):
         (Kind.PULL, None), (Kind.STEP, 7), (Kind.STEP, 9),
         (Kind.PUSH, None), (Kind.PULL, 9), (Kind.PULL, None),
     ]  # fmt: skip
+
+
+def test_an_answer_that_comes_twice_changes_nothing_the_second_time(transport, links):
+    params = np.zeros(3, np.float32)
+    links.receive_params_into(lambda chunk: params)
+    first = Header(Kind.PARAMS, clock=1, number=1)
+    transport.arrives(0, first, np.ones(3, np.float32).tobytes())
+    transport.arrives(0, first, np.full(3, 7, np.float32).tobytes())
+    transport.arrives(0, Header(Kind.MET, number=2), b"{}")
+    transport.arrives(0, Header(Kind.MET, number=2), b"[]")
+    transport.arrives(0, Header(Kind.ACK, number=3))
+    links.request(0, Header(Kind.STEP))
+    links.request(0, Header(Kind.PUSH))
+    links.await_answers()
+    assert params.tolist() == [1, 1, 1]
+    assert links.await_control(Kind.MET)[1] == b"{}"
+    assert not transport.script
+    with pytest.raises(NothingComesError):
+        links.await_control(Kind.MET)
+
+
+def test_what_is_sent_is_numbered_on_each_link(transport, links):
+    links.request(0, push())
+    links.tell_all(Header(Kind.STATS))
+    assert [(peer, h.number) for _, peer, h in transport.events] == [(0, 1), (0, 2), (1, 1)]

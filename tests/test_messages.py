@@ -44,6 +44,7 @@ headers = st.builds(
     nbytes=u64,
     sequence=u32,
     flags=st.integers(0, 255),
+    number=u32,
 )
 SAMPLE = Header(
     Kind.PARAMS,
@@ -62,16 +63,17 @@ SAMPLE = Header(
     rate=-1.0,
     nbytes=0xA1A2A3A4A5A6A7A8,
     sequence=0xB1B2B3B4,
+    number=0xC1C2C3C4,
 )
 # Written by hand from the table in the module: other builds of format 1 must read these bytes.
 GOLDEN = bytes.fromhex(
     "50534731 01 08 03 00"
     "0807060504030201 1817161514131211"
-    "24232221 34333231 44434241 54535251 64636261 00000000"
+    "24232221 34333231 44434241 54535251 64636261 c4c3c2c1"
     "7877767574737271 8887868584838281 9897969594939291"
     "000000000000f83f 000000000000f0bf"
     "a8a7a6a5a4a3a2a1 b4b3b2b1"
-    "8fd59c91"
+    "21919206"
 )
 
 

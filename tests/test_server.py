@@ -299,6 +299,7 @@ def test_statistics():
         "bytes_pushed": 3 * HEADER_NBYTES + 2 * nbytes,
         "bytes_pulled": 3 * HEADER_NBYTES + 2 * nbytes,
         "balance": 1.0,
+        "repeated": 0,
     }
 
 
@@ -363,3 +364,37 @@ def test_a_control_message_that_is_too_large(monkeypatch):
     desk.tell(0, Kind.MEET, b"abcd")
     with pytest.raises(ProtocolError, match="rank 1 announces a control message of 4 bytes"):
         desk.server.serve()
+
+
+# What comes twice
+
+
+def test_a_message_that_comes_twice_is_handled_once():
+    """Whatever it is; and the memory that the second one is received into is nobody's gradient."""
+    desk = Desk(workers=2, bound=None)
+    desk.register(0, 1)
+    came = len(desk.transport.script)
+    for number, (kind, payload) in enumerate(
+        [(Kind.STEP, full(1.0)), (Kind.PULL, b""), (Kind.LEAVE, b""), (Kind.FINISH, b"")], start=1
+    ):
+        for _ in range(2):
+            desk.tell(1, kind, payload, clock=1, number=number, weight=1.0 if payload else 0.0)
+    assert came
+    assert [kind for kind, worker in desk.serve() if worker == 1] == [
+        Kind.REGISTERED, Kind.PARAMS, Kind.PARAMS, Kind.LEFT,
+    ]  # fmt: skip
+    desk.tell(0, Kind.STATS)
+    desk.serve()
+    stats = json.loads(desk.transport.payloads[-1])
+    assert (stats["repeated"], stats["pushes"], stats["pulls"]) == (4, 1, 2)
+
+
+def test_answers_are_numbered_on_each_link():
+    desk = Desk(workers=2, bound=None)
+    desk.register(0, 1)
+    desk.tell(1, Kind.PULL)
+    desk.serve()
+    numbers = {0: [], 1: []}
+    for header in desk.transport.sent:
+        numbers[header.worker].append(header.number)
+    assert numbers == {0: [1, 2], 1: [1, 2]}
