@@ -10,11 +10,10 @@ from typing import Any, Final
 import numpy as np
 
 from psgrad.chunk_state import Counters, Reply, Rules
-from psgrad.codecs import Bytes, Opened
 from psgrad.codecs.wire import seal
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import ConfigError, ProtocolError
-from psgrad.layout import Float32, Layout, assign, balance
+from psgrad.layout import Layout, assign, balance
 from psgrad.messages import (
     CONTROL_LIMIT,
     HEADER_NBYTES,
@@ -29,13 +28,12 @@ from psgrad.metrics import Sink
 from psgrad.numbering import Numbering
 from psgrad.options import Options
 from psgrad.params_encoder import ParamsEncoder
+from psgrad.pools import GradientPool, SnapshotPool
 from psgrad.registration import differing, reference_memory
 from psgrad.roles import Roles
 from psgrad.shard import Shard
 from psgrad.transport import Buffer, Sent, Transport
-from psgrad.update import Gradient
 
-COPY_NBYTES: Final = 64 << 10  # snapshots have multiples of it, so that few sizes serve them all
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
 
 
@@ -57,6 +55,7 @@ class Server:
         options: Options,
         run: int,
         sink: Sink,
+        shard: type[Shard] = Shard,
     ) -> None:
         self._transport = transport
         self._roles = roles
@@ -70,18 +69,16 @@ class Server:
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
         self._registrations: dict[int, dict[str, Any]] = {}  # of workers that wait for an answer
         self._digest = 0
+        self._kind_of_shard = shard
         self._shard: Shard | None = None
         self._balance = 1.0
         self._notice = ""  # of the registration, for people
         self._traffic = Traffic()
         # Payloads that have a place and are not delivered yet, oldest first, by rank.
         self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
-        # Memory that nothing lies in: of bare gradients by elements, of payloads by chunk size.
-        self._free: dict[int, list[Float32]] = defaultdict(list)
-        self._free_bytes: dict[int, list[Bytes]] = defaultdict(list)
-        self._opened: dict[int, tuple[int, Bytes]] = {}  # chunk size, memory; by id of the Opened
+        self._gradients = GradientPool()
+        self._snapshots = SnapshotPool()
         self._encoder = ParamsEncoder(self._compression.pull, options.seed)
-        self._copies: list[tuple[Sent, Bytes]] = []
 
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
@@ -98,6 +95,8 @@ class Server:
                 self._repeated += 1
         if self._shard is not None and (blocked := self._shard.blocked()):
             raise ProtocolError("the run ended with unanswered messages: " + "; ".join(blocked))
+        if self._gradients.lent:
+            raise ProtocolError(f"the run ended with {self._gradients.lent} buffers still in use")
 
     def _place(self, peer: int, header: Header) -> Buffer:
         """Memory for a payload, after a look at every field that it depends on."""
@@ -132,15 +131,13 @@ class Server:
                     f"rank {peer} pushes {header.nbytes} bytes of {codec.name} to chunk "
                     f"{chunk.index}, the limit is {limit}"
                 )
-            spare = self._free_bytes[chunk.size]
-            return (spare.pop() if spare else np.zeros(limit, np.uint8))[: header.nbytes]
+            return self._gradients.payload(chunk.size, codec, header.nbytes)
         if header.nbytes != chunk.nbytes:
             raise ProtocolError(
                 f"rank {peer} pushes {header.nbytes} bytes to chunk {chunk.index} "
                 f"of {chunk.nbytes} bytes"
             )
-        free = self._free[chunk.size]
-        return free.pop() if free else np.zeros(chunk.size, np.float32)
+        return self._gradients.bare(chunk.size)
 
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
@@ -163,7 +160,9 @@ class Server:
         if header.kind in CHUNK_KINDS:
             self._traffic.bytes_pushed += HEADER_NBYTES + header.nbytes
         if header.flags & Flag.ENCODED and payload is not None:
-            payload = self._open(shard, header, payload)
+            codec, size = self._compression.push, shard.chunks[header.chunk].chunk.size
+            assert codec is not None, "_chunk_memory has looked"
+            payload = self._gradients.open(payload, size, codec)
         for reply in shard.handle(header, payload):
             self._reply(reply)
         if header.kind is Kind.LEAVE:
@@ -172,7 +171,7 @@ class Server:
 
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None:
-            self._release(reply.released)
+            self._gradients.give_back(reply.released)
         header, payload = self._encoder.encode(reply)
         self._traffic.bytes_pulled += HEADER_NBYTES + header.nbytes
         peer = self._roles.rank_of(header.worker)
@@ -182,34 +181,10 @@ class Server:
         if payload is None or reply.stable:
             self._post(peer, header, payload)
         else:
-            memory = self._copy_memory(payload.nbytes)
+            memory = self._snapshots.memory(payload.nbytes)
             copy = memory[: payload.nbytes]
             np.copyto(copy, payload.view(np.uint8))
-            self._copies.append((self._post(peer, header, copy), memory))
-
-    def _open(self, shard: Shard, header: Header, payload: Bytes) -> Opened:
-        codec, size = self._compression.push, shard.chunks[header.chunk].chunk.size
-        assert codec is not None, "_chunk_memory has looked"
-        opened = codec.open(payload, size)
-        memory = payload if payload.base is None else payload.base
-        self._opened[id(opened)] = (size, memory)
-        return opened
-
-    def _release(self, gradient: Gradient) -> None:
-        if isinstance(gradient, np.ndarray):
-            self._free[gradient.size].append(gradient)
-        else:
-            size, memory = self._opened.pop(id(gradient))
-            self._free_bytes[size].append(memory)
-
-    def _copy_memory(self, nbytes: int) -> Bytes:
-        """Memory for a snapshot that a later update cannot change while it is being sent."""
-        room = -(-nbytes // COPY_NBYTES) * COPY_NBYTES
-        for i, (sent, memory) in enumerate(self._copies):
-            if memory.size == room and sent.done():
-                del self._copies[i]
-                return memory
-        return np.empty(room, np.uint8)
+            self._snapshots.sent(self._post(peer, header, copy), memory)
 
     def _register_if_all_came(self) -> None:
         came = self._registrations
@@ -250,7 +225,7 @@ class Server:
             options.seed,
         )
         # A worker that was done before it registered never pushes: nobody waits for it.
-        self._shard = Shard(layout, mine, workers, rules)
+        self._shard = self._kind_of_shard(layout, mine, workers, rules)
         self._sink.log(
             f"shard of {sum(chunk.nbytes for chunk in mine)} bytes in {len(mine)} of "
             f"{len(chunks)} chunks, balance (max/mean over servers) {self._balance:.3f}"

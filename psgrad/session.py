@@ -28,6 +28,7 @@ from psgrad.options import REFERENCE_BYTES, Options
 from psgrad.roles import Roles
 from psgrad.schedules import Constant, Schedule
 from psgrad.server import Server
+from psgrad.shard import Shard
 from psgrad.transport import Transport
 from psgrad.transport.mpi import MpiTransport
 from psgrad.version import __version__
@@ -106,9 +107,15 @@ class Session:
     """The ranks of one job before they have roles; use it as a context manager."""
 
     def __init__(
-        self, comm: MPI.Intracomm | None = None, *, transport: Transport | None = None
+        self,
+        comm: MPI.Intracomm | None = None,
+        *,
+        transport: Transport | None = None,
+        shard: type[Shard] = Shard,
     ) -> None:
+        """``shard`` is what servers keep parameters in: a checked one, for instance."""
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
+        self._shard = shard
 
     def __enter__(self) -> Session:
         return self
@@ -186,7 +193,8 @@ class Session:
         comm = self.transport.subgroup(list(roles.worker_ranks))
         try:
             if roles.is_server(self.rank):
-                Server(self.transport, roles, chosen, run_id, sink or Silent()).serve()
+                log = sink or Silent()
+                Server(self.transport, roles, chosen, run_id, log, self._shard).serve()
                 return None
             worker = Worker(self.transport, roles, chosen, run_id, comm)
             try:

@@ -34,9 +34,10 @@ HOUSE = (
     Row(2, "update"),
     Row(2.5, "transport", sees=1),  # stands beside the floors
     Row(3, "coordinator numbering options references"),
-    Row(3, "links"),
+    Row(3, "links pools"),
     Row(3, "chunk_state registered registration"),
     Row(3, "params_encoder push_encoder shard"),
+    Row(3, "invariants"),
     Row(4, "server worker"),
     Row(5, "session"),
     Row(6, "bench causes compute faults launch progress runfolder"),

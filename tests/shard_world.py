@@ -14,85 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from shard_scenarios import Ledger, Op, Scenario, twin
 
+from psgrad.invariants import Referee
 from psgrad.layout import assign
 from psgrad.messages import NO_RATE, Header, Kind, Verdict
 from psgrad.shard import Shard
 
 TURNS = 100_000  # a schedule that takes longer does not end
-
-
-@dataclass
-class Referee:
-    """One chunk as seen from outside: what came, and what is therefore due."""
-
-    bound: int | None
-    live: set[int]
-    ready: bool = False
-    delivered: dict[int, int] = field(default_factory=dict)  # clock of the last push that came
-    accepted: dict[int, int] = field(default_factory=dict)
-    waiting: list[Header] = field(default_factory=list)
-    staleness_max: int = 0
-
-    def __post_init__(self) -> None:
-        self.delivered = dict.fromkeys(self.live, 0)
-        self.accepted = dict.fromkeys(self.live, 0)
-
-    def deliver(self, header: Header) -> Counter:
-        """The answers that must come because of this message: (kind, worker, clock) -> number."""
-        now: list[tuple[Kind, int, int]] = []
-        if header.kind is Kind.INIT:
-            self.ready = True
-            now.append((Kind.ACK, header.worker, header.clock))
-        elif header.kind is Kind.LEAVE:
-            self.live.discard(header.worker)
-        elif header.kind is not Kind.PULL and header.clock <= self.delivered[header.worker]:
-            now.append((Kind.ACK, header.worker, header.clock))  # a duplicate
-        else:
-            self.waiting.append(header)
-            if header.kind is not Kind.PULL:
-                self.delivered[header.worker] = header.clock
-        self._settle()
-        still = []
-        for request in self.waiting:
-            if self._due(request):
-                kind = Kind.ACK if request.kind is Kind.PUSH else Kind.PARAMS
-                now.append((kind, request.worker, request.clock))
-            else:
-                still.append(request)
-        self.waiting = still
-        return Counter(now)
-
-    def slowest(self, otherwise: int) -> int:
-        return min((self.accepted[w] for w in self.live), default=otherwise)
-
-    def _settle(self) -> None:
-        moved = self.ready
-        while moved:
-            moved = False
-            for w in self.live:
-                here = self.accepted[w]
-                in_bound = self.bound is None or here - self.slowest(here) <= self.bound
-                if self.delivered[w] > here and in_bound:
-                    self.accepted[w] += 1
-                    moved = True
-
-    def _due(self, request: Header) -> bool:
-        clock, live = request.clock, request.worker in self.live
-        if not self.ready:
-            return False
-        if request.kind is not Kind.PULL and self.accepted[request.worker] < clock:
-            return False
-        ahead = clock - self.slowest(clock)
-        if request.kind is Kind.PUSH:
-            return self.bound != 0 or ahead <= 0
-        in_bound = not live or self.bound is None or ahead <= self.bound
-        if in_bound and live:
-            self.staleness_max = max(self.staleness_max, ahead)
-            # Once more without the referee's idea of acceptance: nobody may be further ahead
-            # than this of what has come to the server at all.
-            behind = min(self.delivered[w] for w in self.live)
-            assert self.bound is None or clock - behind <= self.bound
-        return in_bound
 
 
 @dataclass

@@ -1,0 +1,212 @@
+"""What must hold after every message that a shard has handled, checked from outside.
+
+The referee knows nothing of ``consistency``: it counts what was delivered to a chunk and says which
+requests must be answered now, no more and no fewer. So a wrong bound, a lost wake-up, an answer too
+early and a round that closes without someone are all the same mistake: answers that differ from
+those that are due. Versions say that each push was applied once, and digests that no two answers
+show different parameters of one version.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from psgrad.chunk_state import ChunkState, Push, Reply, Rules
+from psgrad.errors import ProtocolError
+from psgrad.layout import Chunk, Layout
+from psgrad.messages import Header, Kind
+from psgrad.shard import Shard
+from psgrad.update import Gradient
+
+
+class InvariantError(ProtocolError):
+    """The program is wrong: something happened that never may."""
+
+
+class Due(NamedTuple):
+    """An answer that must come."""
+
+    kind: Kind
+    worker: int
+    clock: int
+
+
+@dataclass
+class Referee:
+    """One chunk as seen from outside: what came, and what is therefore due."""
+
+    bound: int | None
+    live: set[int]
+    ready: bool = False
+    delivered: dict[int, int] = field(default_factory=dict)  # clock of the last push that came
+    accepted: dict[int, int] = field(default_factory=dict)
+    waiting: list[Header] = field(default_factory=list)
+    staleness_max: int = 0
+    updates: int = 0  # that the pushes accepted so far must have made
+    _filled: set[tuple[int, int]] = field(default_factory=set)  # (worker, clock) with a gradient
+
+    def __post_init__(self) -> None:
+        self.delivered = dict.fromkeys(self.live, 0)
+        self.accepted = dict.fromkeys(self.live, 0)
+
+    def deliver(self, header: Header) -> Counter[Due]:
+        """The answers that must come because of this message."""
+        now: list[Due] = []
+        if header.kind is Kind.INIT:
+            self.ready = True
+            now.append(Due(Kind.ACK, header.worker, header.clock))
+        elif header.kind is Kind.LEAVE:
+            self.live.discard(header.worker)
+        elif header.kind is not Kind.PULL and header.clock <= self.delivered[header.worker]:
+            now.append(Due(Kind.ACK, header.worker, header.clock))  # a duplicate
+        else:
+            self.waiting.append(header)
+            if header.kind is not Kind.PULL:
+                self.delivered[header.worker] = header.clock
+                if header.weight > 0:
+                    self._filled.add((header.worker, header.clock))
+        self._settle()
+        still = []
+        for request in self.waiting:
+            if self._is_due(request):
+                kind = Kind.ACK if request.kind is Kind.PUSH else Kind.PARAMS
+                now.append(Due(kind, request.worker, request.clock))
+            else:
+                still.append(request)
+        self.waiting = still
+        return Counter(now)
+
+    def slowest(self, otherwise: int) -> int:
+        """The smallest clock of a live worker whose push was accepted."""
+        return min((self.accepted[w] for w in self.live), default=otherwise)
+
+    def round_of(self, clock: int) -> set[int]:
+        """Who must be in the round of ``clock``: all that have pushed it, and all that are live."""
+        return {w for w, accepted in self.accepted.items() if accepted >= clock} | self.live
+
+    def _settle(self) -> None:
+        moved = self.ready
+        while moved:
+            moved = False
+            for worker in self.live:
+                here = self.accepted[worker]
+                in_bound = self.bound is None or here - self.slowest(here) <= self.bound
+                if self.delivered[worker] > here and in_bound:
+                    self.accepted[worker] += 1
+                    moved = True
+        self._count()
+
+    def _count(self) -> None:
+        """One update for each push that carries something; in sync for each round that does."""
+        done = {(w, c) for w, c in self._filled if c <= self.accepted[w]}
+        if self.bound == 0:
+            clocks = {c for _, c in done}
+            self.updates = sum(1 for c in clocks if c <= self.slowest(c))
+        else:
+            self.updates = len(done)
+
+    def _is_due(self, request: Header) -> bool:
+        clock, live = request.clock, request.worker in self.live
+        if not self.ready:
+            return False
+        if request.kind is not Kind.PULL and self.accepted[request.worker] < clock:
+            return False
+        ahead = clock - self.slowest(clock)
+        if request.kind is Kind.PUSH:
+            return self.bound != 0 or ahead <= 0
+        in_bound = not live or self.bound is None or ahead <= self.bound
+        if in_bound and live:
+            self.staleness_max = max(self.staleness_max, ahead)
+            # Once more without the idea of acceptance: nobody may be further ahead than this of
+            # what has come to the server at all.
+            behind = min(self.delivered[w] for w in self.live)
+            if self.bound is not None and clock - behind > self.bound:
+                raise InvariantError(f"clock {clock} is answered, worker pushes only {behind}")
+        return in_bound
+
+
+class CheckedShard(Shard):
+    """A shard that raises ``InvariantError`` as soon as it has done what never may happen."""
+
+    def __init__(
+        self, layout: Layout, chunks: Sequence[Chunk], workers: Iterable[int], rules: Rules
+    ) -> None:
+        super().__init__(layout, chunks, workers, rules)
+        self._referees = {
+            index: Referee(rules.bound, set(state.clocks)) for index, state in self.chunks.items()
+        }
+        self._digests: dict[tuple[int, int], int] = {}  # of the parameters of (chunk, version)
+        self._rounds: dict[int, list[tuple[int, set[int]]]] = {}  # in this message, by chunk
+
+    def handle(self, header: Header, payload: Gradient | None = None) -> list[Reply]:
+        versions = {index: state.version for index, state in self.chunks.items()}
+        self._rounds.clear()
+        touched = list(self.chunks) if header.kind is Kind.LEAVE else [header.chunk]
+        due: Counter[tuple[int, Due]] = Counter()
+        for index in touched:
+            if index in self._referees:
+                answers = self._referees[index].deliver(header)
+                due.update({(index, answer): n for answer, n in answers.items()})
+        replies = super().handle(header, payload)
+        got = Counter(
+            (r.header.chunk, Due(r.header.kind, r.header.worker, r.header.clock)) for r in replies
+        )
+        if got != due:
+            raise InvariantError(
+                f"{header.kind.name} of worker {header.worker} at clock {header.clock}: "
+                f"answered {_words(got - due)} too much, {_words(due - got)} is missing"
+            )
+        for index in touched:
+            if index in self._referees:
+                self._check_updates(self.chunks[index], versions[index])
+        for reply in replies:
+            self._check_params(reply)
+        seen = max((r.staleness_max for r in self._referees.values()), default=0)
+        if self.counters.staleness_max != seen:
+            raise InvariantError(f"staleness {seen} was seen as {self.counters.staleness_max}")
+        return replies
+
+    def _apply(self, state: ChunkState, pushes: Sequence[Push], position: float) -> None:
+        index, workers = state.chunk.index, [push.header.worker for push in pushes]
+        if self.rules.bound == 0:
+            if workers != sorted(set(workers)):
+                raise InvariantError(f"chunk {index}: a round sums workers {workers}")
+            self._rounds.setdefault(index, []).append((pushes[0].header.clock, set(workers)))
+        super()._apply(state, pushes, position)
+
+    def _check_updates(self, state: ChunkState, before: int) -> None:
+        index, referee = state.chunk.index, self._referees[state.chunk.index]
+        if state.version < before:
+            raise InvariantError(f"chunk {index} went from version {before} to {state.version}")
+        if state.version != referee.updates:
+            raise InvariantError(
+                f"chunk {index} has had {state.version} updates, its pushes make {referee.updates}"
+            )
+        for clock, workers in self._rounds.get(index, ()):
+            if workers != (expected := referee.round_of(clock)):
+                raise InvariantError(
+                    f"chunk {index}: round {clock} closed with {workers}, not {expected}"
+                )
+
+    def _check_params(self, reply: Reply) -> None:
+        header = reply.header
+        if reply.params is None:
+            return
+        key = (header.chunk, header.version)
+        digest = zlib.crc32(reply.params.tobytes())
+        if self._digests.setdefault(key, digest) != digest:
+            raise InvariantError(
+                f"chunk {header.chunk} has two contents of version {header.version}"
+            )
+
+
+def _words(answers: Counter[tuple[int, Due]]) -> str:
+    texts = [
+        f"{due.kind.name} to worker {due.worker} (chunk {chunk}, clock {due.clock})"
+        for chunk, due in answers
+    ]
+    return ", ".join(texts) or "nothing"
