@@ -88,12 +88,13 @@ _KINDS: Final = MappingProxyType({int(kind): kind for kind in Kind})
 _VERDICTS: Final = MappingProxyType({int(verdict): verdict for verdict in Verdict})
 
 
-class Flag(enum.IntFlag):
-    """How a chunk's payload is written, or is wanted."""
+class Flag:
+    """How a chunk's payload is written, or is wanted: bits of a plain integer."""
 
-    ENCODED = 1  # by the run's codec (of pushes, or of pulls); without it, float32
-    DENSE = 2  # in a PULL or STEP: answer with float32 whatever the pull codec
-    HELD = 4  # in a request, the worker holds the reference of ``version``; in a reply, now it does
+    ENCODED: Final = 1  # by the run's codec (of pushes, or of pulls); without it, float32
+    DENSE: Final = 2  # in a PULL or STEP: answer with float32 whatever the pull codec
+    HELD: Final = 4  # in a request, the worker holds the reference of ``version``; in a reply, it
+    # does now
 
 
 class Header(NamedTuple):

@@ -45,7 +45,7 @@ class ParamsEncoder:
             key = Key(self._seed, SERVERS_STREAM, header.version, reply.chunk.start)
             nbytes = codec.encode(params, None, memory, key, self._work)
             self._payloads[header.chunk] = (header.version, memory, nbytes)
-        return header._replace(flags=int(Flag.ENCODED), nbytes=nbytes), memory[:nbytes]
+        return header._replace(flags=Flag.ENCODED, nbytes=nbytes), memory[:nbytes]
 
     def _refer(
         self, reply: Reply, references: References, params: Float32
@@ -53,9 +53,9 @@ class ParamsEncoder:
         header = reply.header
         if header.flags & Flag.DENSE:
             held = references.dense(header.worker, params, header.version)
-            return header._replace(flags=int(Flag.HELD) if held else 0), params
+            return header._replace(flags=Flag.HELD if held else 0), params
         answer = references.answer(header.worker, reply.held, params, header.version, self._work)
         if not isinstance(answer, Difference):
-            return header._replace(flags=int(Flag.HELD)), answer
-        flags = int(Flag.HELD | Flag.ENCODED)
+            return header._replace(flags=Flag.HELD), answer
+        flags = Flag.HELD | Flag.ENCODED
         return header._replace(flags=flags, nbytes=answer.payload.size), answer.payload

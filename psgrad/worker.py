@@ -170,7 +170,7 @@ class Worker:
         state = self._registered
         wanted = None if names is None else set(state.params(names))
         for chunk in state.touched_by(wanted):
-            self._send_chunk(Kind.PULL, chunk, flags=int(Flag.DENSE) if dense else 0)
+            self._send_chunk(Kind.PULL, chunk, flags=Flag.DENSE if dense else 0)
         self._links.await_answers()
 
     def set_lr(self, rate: float) -> None:
@@ -278,7 +278,7 @@ class Worker:
             if payload is None:
                 self._send_chunk(kind, chunk, grad, weight)
             else:
-                self._send_chunk(kind, chunk, payload, weight, int(Flag.ENCODED))
+                self._send_chunk(kind, chunk, payload, weight, Flag.ENCODED)
         self._weight = weight or self._weight
         self._next_rate = NO_RATE
 

@@ -183,7 +183,7 @@ def payload_of(codec, values):
 @pytest.mark.parametrize(("host", "sealed"), [("here", False), ("there", True)])
 def test_a_payload_that_leaves_the_node_is_sealed(transport, host, sealed):
     payload = payload_of(parse("int8"), np.ones(300, np.float32))
-    header = push()._replace(flags=int(Flag.ENCODED))
+    header = push()._replace(flags=Flag.ENCODED)
     remote(transport, host).request(0, header, payload)
     assert bool(payload[20:24].any()) == sealed
     damaged = payload.copy()
@@ -201,7 +201,7 @@ def test_differences_are_added_to_what_is_held(transport):
     links = remote(transport, "there", codec)
     links.receive_params_into(lambda chunk: params)
     dense = np.arange(400, dtype=np.float32)
-    held = Header(Kind.PARAMS, chunk=3, version=7, flags=int(Flag.HELD))
+    held = Header(Kind.PARAMS, chunk=3, version=7, flags=Flag.HELD)
     transport.arrives(0, held, dense.tobytes())
     links.request(0, Header(Kind.PULL, chunk=3))
     links.await_answers()
@@ -209,7 +209,7 @@ def test_differences_are_added_to_what_is_held(transport):
 
     change = np.zeros(400, np.float32)
     change[[5, 50]] = 2.0, -1.0
-    encoded = held._replace(version=9, flags=int(Flag.HELD | Flag.ENCODED))
+    encoded = held._replace(version=9, flags=Flag.HELD | Flag.ENCODED)
     transport.arrives(0, encoded, payload_of(codec, change).tobytes())
     transport.arrives(0, encoded, b"")
     for _ in range(2):

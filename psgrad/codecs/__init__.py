@@ -10,11 +10,10 @@ A codec is chosen by a spec: its name, then options, the first one by position::
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from psgrad.codecs.adaptive import Adaptive, FastestChoice
 from psgrad.codecs.base import Bytes, Codec, Key, Opened, Workspace
@@ -149,7 +148,7 @@ def parse(text: str) -> Codec:
         given[key.strip()] = value.strip()
     if plus:
         given["values"] = values.strip()
-    hints = typing.get_type_hints(kind)
+    hints = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in given:
         if key not in names:
             raise ConfigError(f"codec {text!r}: {unknown_name(f'option of {name}', key, names)}")
@@ -166,11 +165,11 @@ def spec(codec: Codec) -> str:
     return codec.name + (":" + ",".join(options) if options else "")
 
 
-def _convert(text: str, key: str, value: str, hint: Any) -> Any:
-    if hint is str:
+def _convert(text: str, key: str, value: str, hint: str) -> int | float | str:
+    if hint == "str":
         return value
     try:
-        return hint(value)
+        return int(value) if hint == "int" else float(value)
     except ValueError:
-        what = "a whole number" if hint is int else "a number"
+        what = "a whole number" if hint == "int" else "a number"
         raise ConfigError(f"codec {text!r}: {key} must be {what}, got {value!r}") from None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,22 +29,15 @@ from psgrad.codecs.wire import (
     write_header,
 )
 from psgrad.errors import ConfigError, WireError
-from psgrad.kernels.bits import GROUP, Coding, pack, packed_nbytes, unpack
-from psgrad.kernels.hashing import dither
-from psgrad.kernels.hashing import stream as stream_of
-from psgrad.kernels.quantize import MAX, largest_step, quantize, spread, steps
+from psgrad.kernels import chunks
+from psgrad.kernels.bits import GROUP, Coding, packed_nbytes, unpacked
+from psgrad.kernels.chunks import Measure, Noise
+from psgrad.kernels.hashing import stream
+from psgrad.kernels.quantize import MAX, largest_step
 from psgrad.layout import Float32
 
 BLOCKS: Final = (16, GROUP)
 """The smallest and the largest block; all are powers of two, so a group has whole blocks."""
-
-
-class Measure(Protocol):
-    """What of a block its step is proportional to: ``block_max`` or ``block_norm``."""
-
-    def __call__(
-        self, v: Float32, starts: NDArray[np.intp], out: Float32, scratch: Float32
-    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ class Form:
         if np.count_nonzero(scales):
             nbytes, flags = self.nbytes(n) - HEADER_NBYTES, 0
         else:
-            nbytes, flags = 0, int(Flag.ZERO)
+            nbytes, flags = 0, Flag.ZERO
         write_header(out, self.header(n, nbytes, flags))
         return HEADER_NBYTES + nbytes
 
@@ -130,70 +123,22 @@ class OpenedScaled:
     n: int
 
     def add_to(self, out: Float32, start: int, share: np.float32, first: bool) -> None:
+        form, kernels = self.form, chunks.fastest()
         for begin in range(0, out.size, GROUP):
-            part = out[begin : begin + GROUP]
-            values = part if first else np.empty_like(part)
-            self._read(values, start + begin, share)
-            if not first:
-                np.add(part, values, out=part)
+            part, at = out[begin : begin + GROUP], start + begin
+            steps = self.step[at // form.block :]
+            packed = self.packed[packed_nbytes(at, form.coding) :]
+            size = min(GROUP, self.n - at)
+            kernels.add_scaled(form, steps, packed, size, share, part, first)
 
     def check_codes(self) -> None:
         """Raises ``WireError`` for a code beyond ``levels``: its product might be infinite."""
+        coding, levels = self.form.coding, self.form.levels
         for start in range(0, self.n, GROUP):
-            codes = self._codes(start)
-            if max(int(codes.max()), -int(codes.min())) > self.form.levels:
-                raise WireError(f"a code is not in -{self.form.levels}..{self.form.levels}")
-
-    def _read(self, values: Float32, start: int, share: np.float32) -> None:
-        """values[m] = share C(v)[start : start + m], inside of one group."""
-        block, m = self.form.block, values.size
-        np.copyto(values, self._codes(start)[:m])
-        first = start // block
-        step = self.step[first : first + self.form.blocks(m)] * share
-        whole = m - m % block
-        rows = values[:whole].reshape(-1, block)
-        np.multiply(rows, step[: len(rows), None], out=rows)
-        if whole < m:
-            np.multiply(values[whole:], step[-1], out=values[whole:])
-
-    def _codes(self, start: int) -> NDArray[np.int8]:
-        """The codes of the group that begins at ``start``."""
-        coding, m = self.form.coding, min(GROUP, self.n - start)
-        at = packed_nbytes(start, coding)
-        packed = self.packed[at : at + packed_nbytes(m, coding)]
-        if coding.digits == 1:
-            return packed.view(np.int8)
-        codes = np.empty(m, np.int8)
-        unpack(packed, coding, codes, np.empty(2 * packed.size, np.uint8))
-        return codes
-
-
-class _Room(NamedTuple):
-    """Scratch for a group of m elements."""
-
-    starts: NDArray[np.intp]  # [blocks]: where they begin; not scratch
-    measure: Float32  # [blocks]
-    wide: Float32  # [blocks * block]
-    each: Float32  # [m]: the begin of ``wide``, which has the step of each element
-    values: Float32  # [m]
-    noise: Float32 | None  # [m]
-    words: NDArray[np.uint32]  # [m + 2]
-
-    @classmethod
-    def of(cls, form: Form, m: int, stochastic: bool, work: Workspace) -> _Room:
-        blocks = form.blocks(m)
-        end = blocks * form.block
-        floats = work.take("scaled.floats", 3 * end + blocks, np.float32)
-        words = work.take("scaled.words", m + 2 if stochastic else 0, np.uint32)
-        return cls(
-            form.starts[:blocks],
-            floats[3 * end :],
-            floats[:end],
-            floats[:m],
-            floats[end : end + m],
-            floats[2 * end : 2 * end + m] if stochastic else None,
-            words,
-        )
+            m, at = min(GROUP, self.n - start), packed_nbytes(start, coding)
+            codes = unpacked(self.packed[at : at + packed_nbytes(m, coding)], coding, m)
+            if max(int(codes.max()), -int(codes.min())) > levels:
+                raise WireError(f"a code is not in -{levels}..{levels}")
 
 
 def encode_scaled(
@@ -214,36 +159,12 @@ def encode_scaled(
     nbytes = form.nbytes(n)
     if nbytes >= raw_nbytes(n):
         return encode_raw(form.code, x, residual, out)
-    at = HEADER_NBYTES + 4 * form.blocks(n)
-    scales = out[HEADER_NBYTES:at].view(np.float32)
-    stream = stream_of(noise.seed, noise.worker, noise.step) if noise is not None else 0
-    room = _Room.of(form, min(n, GROUP), noise is not None, work)
-    block = 0
-    for start in range(0, n, GROUP):
-        v = x[start : start + GROUP]
-        m = v.size
-        if m != room.values.size:
-            room = _Room.of(form, m, noise is not None, work)
-        if residual is not None:
-            kept = residual[start : start + GROUP]
-            v = np.add(kept, v, out=kept)  # in its place: one array less that wants the cache
-        step = scales[block : block + room.starts.size]
-        block += step.size
-        measure(v, room.starts, room.measure, room.values)
-        steps(room.measure, form.top, form.limit, step)
-        spread(step, form.block, room.wide)
-        if np.count_nonzero(room.measure) < step.size:
-            step[room.measure == 0] = 0
-        if noise is not None and room.noise is not None:
-            dither(stream, noise.start + start, room.noise, room.words)
-        quantize(v, room.each, room.noise, room.values)
-        if residual is not None:
-            np.multiply(room.values, room.each, out=room.each)
-            np.subtract(v, room.each, out=v)
-        end = at + packed_nbytes(m, form.coding)
-        pack(room.values, form.coding, out[at:end])
-        at = end
-    return form.finish(out, n, scales)
+    dither = None
+    if noise is not None:
+        dither = Noise(stream(noise.seed, noise.worker, noise.step), noise.start)
+    steps, packed = form.split(out[HEADER_NBYTES:nbytes], n)
+    chunks.fastest().encode_scaled(form, measure, x, residual, steps, packed, dither, work)
+    return form.finish(out, n, steps)
 
 
 def check_block(codec: str, block: int) -> None:

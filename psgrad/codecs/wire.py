@@ -21,7 +21,6 @@ Unsigned, little-endian. The message header says which chunk it is, of whom, and
 
 from __future__ import annotations
 
-import enum
 import struct
 import zlib
 from typing import Final, NamedTuple
@@ -39,12 +38,12 @@ _CHECKED: Final = _HEADER.size - 4  # bytes before the checksum
 HEADER_NBYTES: Final = _HEADER.size
 
 
-class Flag(enum.IntFlag):
-    """How the body is to be read."""
+class Flag:
+    """How the body is to be read: bits of a plain integer."""
 
-    ZERO = 1
-    RAW = 2
-    ZSTD = 4
+    ZERO: Final = 1
+    RAW: Final = 2
+    ZSTD: Final = 4
 
 
 class PayloadHeader(NamedTuple):

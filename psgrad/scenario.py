@@ -1,0 +1,223 @@
+"""Seeded schedules: small trainings in which everything that can differ does.
+
+A scenario is a frozen value that follows from a seed: how many ranks, which mode, chunks, codecs,
+paces and faults of the network. ``rehearsal`` runs it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+import numpy as np
+
+from psgrad.errors import ConfigError, unknown_name
+from psgrad.kernels.hashing import stream
+from psgrad.layout import Float32
+from psgrad.optimizers import OPTIMIZERS, Optimizer
+from psgrad.transport.faults import Delay, Drop, Duplicate, Fault, Messages, Partition
+from psgrad.transport.network import Network
+
+CODECS: Final = (
+    "none", "none", "none", "topk:0.1", "topk:0.2,select=threshold", "topk:0.1,scope=global",
+    "topk:0.1,scope=tensor", "int8", "int4", "int8:rounding=stochastic", "sign", "bf16",
+    "randk:0.2", "qsgd", "adaptive",
+)  # fmt: skip
+PULL_CODECS: Final = ("none", "none", "none", "fp16", "int8", "topk:0.2", "sign")
+PACES: Final = (
+    "constant:seconds=0", "constant:seconds=0.001", "exponential:mean=0.001",
+    "pareto:mean=0.001,alpha=1.2", "constant:seconds=0.001;slow:worker=0,factor=7",
+    "exponential:mean=0.001;slow:factor=10,start=2,stop=4",
+)  # fmt: skip
+LEARNING_RATE: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One schedule. ``steps`` is what the busiest worker does; ``uneven`` how many less others do.
+
+    ``skips``, ``pushes``, ``delays``, ``duplicates`` and ``drops`` are shares: of steps that are
+    not finite, of steps without a pull, and of messages.
+    """
+
+    seed: int
+    workers: int = 3
+    servers: int = 1
+    bound: int | None = 0
+    steps: int = 4
+    uneven: int = 0
+    sizes: tuple[int, ...] = (24, 7)  # elements of each parameter
+    chunk_bytes: int = 64
+    window: int = 8
+    codec: str = "none"
+    pull_codec: str = "none"
+    zstd: str = "off"
+    optimizer: str = "sgd"
+    skips: float = 0.0
+    pushes: float = 0.0
+    pace: str = "constant:seconds=0.001"
+    latency_s: float = 1e-4
+    bandwidth: float = 1e8
+    jitter: float = 0.0
+    delays: float = 0.0
+    duplicates: float = 0.0
+    drops: float = 0.0
+    partition: bool = False
+
+    @classmethod
+    def of(cls, seed: int) -> Scenario:
+        """The scenario of a seed: always the same one."""
+        draw = _Draw(seed)
+        return cls(
+            seed,
+            workers=draw.among((1, 2, 2, 3, 3, 4, 6)),
+            servers=draw.among((1, 1, 2, 3)),
+            bound=draw.among((0, 0, 1, 3, None)),
+            steps=draw.among((1, 2, 3, 5, 8)),
+            uneven=draw.among((0, 0, 1, 3)),
+            sizes=tuple(draw.among((1, 5, 16, 40, 90)) for _ in range(draw.among((1, 2, 3)))),
+            chunk_bytes=draw.among((64, 128, 4096)),
+            window=draw.among((1, 2, 8)),
+            codec=draw.among(CODECS),
+            pull_codec=draw.among(PULL_CODECS),
+            zstd=draw.among(("off", "off", "on", "auto")),
+            optimizer=draw.among(("sgd", "sgd", "momentum", "adam")),
+            skips=draw.among((0.0, 0.0, 0.1, 0.5)),
+            pushes=draw.among((0.0, 0.0, 0.3)),
+            pace=draw.among(PACES),
+            latency_s=draw.among((0.0, 1e-5, 1e-4, 1e-3)),
+            bandwidth=draw.among((1e6, 1e8, math.inf)),
+            jitter=draw.among((0.0, 0.5, 20.0)),
+            delays=draw.among((0.0, 0.0, 0.1)),
+            duplicates=draw.among((0.0, 0.0, 0.1)),
+            drops=draw.among((0.0, 0.0, 0.05)),
+            partition=draw.among((False, False, False, True)),
+        )
+
+    @property
+    def size(self) -> int:
+        """How many ranks."""
+        return self.workers + self.servers
+
+    @property
+    def network(self) -> Network:
+        return Network(self.latency_s, self.bandwidth, self.jitter)
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What goes wrong on the network: everything that no message is lost by."""
+        faults: list[Fault] = []
+        if self.delays:
+            faults.append(Delay(0.0, 0.02, Messages(share=self.delays)))
+        if self.duplicates:
+            faults.append(Duplicate(1e-3, Messages(share=self.duplicates)))
+        if self.drops:
+            faults.append(Drop(5e-3, Messages(share=self.drops)))
+        if self.partition:
+            faults.append(Partition((self.size - 1,), 2e-3, 8e-3))
+        return faults
+
+    def steps_of(self, worker: int) -> int:
+        """How many steps a worker does."""
+        return max(0, self.steps - self._number("steps", worker, 0) % (self.uneven + 1))
+
+    def is_skipped(self, worker: int, step: int) -> bool:
+        return self._share("skip", worker, step) < self.skips
+
+    def is_push(self, worker: int, step: int) -> bool:
+        """Whether the step is a push alone."""
+        return self._share("push", worker, step) < self.pushes
+
+    def weight(self, worker: int, step: int) -> float:
+        return 1.0 + self._number("weight", worker, step) % 3
+
+    def arrays(self) -> dict[str, Float32]:
+        """Initial parameters."""
+        rng = np.random.default_rng(self.seed)
+        return {
+            f"p{i}": rng.standard_normal(size, dtype=np.float32)
+            for i, size in enumerate(self.sizes)
+        }
+
+    def gradient(self, worker: int, step: int, params: Float32) -> Float32:
+        """Of the flat vector; NaN somewhere, where the step is to be skipped."""
+        rng = np.random.default_rng((self.seed, worker, step))
+        noise = rng.standard_normal(params.size, dtype=np.float32)
+        grad: Float32 = (params - np.float32(worker)) * np.float32(0.5) + noise
+        if self.is_skipped(worker, step):
+            grad[self._number("nan", worker, step) % grad.size] = np.nan
+        return grad
+
+    @property
+    def rule(self) -> Optimizer:
+        return OPTIMIZERS[self.optimizer](learning_rate=LEARNING_RATE)
+
+    def _number(self, what: str, worker: int, step: int) -> int:
+        return stream(self.seed, int.from_bytes(what.encode(), "little"), worker << 32 | step) >> 8
+
+    def _share(self, what: str, worker: int, step: int) -> float:
+        return (self._number(what, worker, step) % (1 << 32)) / (1 << 32)
+
+
+class _Draw:
+    """Choices from a seed. ``random()`` is what Python promises never to change."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def among(self, choices: Sequence[Any]) -> Any:
+        return choices[int(self._random.random() * len(choices))]
+
+
+def command(scenario: Scenario) -> str:
+    """The command that runs the scenario again."""
+    origin = Scenario.of(scenario.seed)
+    changes = [
+        f" --set {field.name}={_text(getattr(scenario, field.name))}"
+        for field in fields(Scenario)
+        if getattr(scenario, field.name) != getattr(origin, field.name)
+    ]
+    return f"psgrad simulate --seed {scenario.seed}" + "".join(changes)
+
+
+def change(scenario: Scenario, setting: str) -> Scenario:
+    """The scenario with one field as ``setting`` says: ``workers=2``, ``sizes=3/40``.
+
+    Raises ``ConfigError`` for an unknown field or a value that it cannot have.
+    """
+    name, _, text = setting.partition("=")
+    known = {field.name: getattr(scenario, field.name) for field in fields(Scenario)}
+    if name not in known or name == "seed":
+        raise ConfigError(
+            unknown_name("field of a scenario", name, [n for n in known if n != "seed"])
+        )
+    try:
+        value: Any = _value(name, text, known[name])
+    except ValueError:
+        raise ConfigError(f"{name} cannot be {text!r}; now it is {_text(known[name])}") from None
+    return replace(scenario, **{name: value})
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "async"
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _value(name: str, text: str, now: Any) -> Any:
+    if name == "bound":
+        return None if text == "async" else int(text)
+    if isinstance(now, bool):
+        return _flag(text)
+    if isinstance(now, tuple):
+        return tuple(int(part) for part in text.split("/"))
+    return type(now)(text)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise ValueError(text)
+    return text == "True"
