@@ -10,9 +10,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
-from psgrad.errors import CAUSE, ConfigError, LaunchError, PsgradError
+from psgrad.commands import COMMANDS, Parser
+from psgrad.errors import CAUSE, LaunchError, PsgradError
 from psgrad.version import __version__
 
 if TYPE_CHECKING:
@@ -55,24 +56,19 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--device": ("device", "auto, cpu or gpu"),
     "--chunk-bytes": ("chunk_bytes", "bytes of a chunk (0: the default grid)"),
     "--run-dir": ("run_dir", "run folder (runs/DATE-MODEL-DATASET-MODE)"),
+    "--simulate": ("simulate", "all ranks in this process, without MPI: workers=16,servers=2,..."),
+    "--pace": ("pace", "how long a simulated step computes (constant:seconds=0.01)"),
     "--progress": ("progress", "auto, line, plain or off"),
 }
 # Never TOML: a file may be called 7.
 STRINGS: Final = frozenset(
     {"--model", "--dataset", "--run-dir", "--codec", "--pull-codec", "--feedback", "--zstd"}
+    | {"--simulate", "--pace"}
 )
-
 
 BLAS_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # How Open MPI and MPICH (and Intel MPI) tell a rank how many ranks its machine has.
 LOCAL_RANKS: Final = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors that read like psgrad's own: one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,18 +95,17 @@ def _main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     commands.add_parser("train", help="train; every rank of an MPI job runs this", add_help=False)
     commands.add_parser("run", help="start an MPI job on this machine", add_help=False)
-    commands.add_parser("codecs", help="list the codecs", add_help=False)
-    commands.add_parser("bench", help="measure: bench codec", add_help=False)
+    for name, (text, _) in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
     arguments, rest = parser.parse_known_args(argv[:1])
     if arguments.command is None and argv:
         parser.error(f"the first argument is a command, train or run, got {argv[0]!r}")
     if arguments.command is None:
         parser.print_help()
         return 0
-    if arguments.command == "codecs":
-        return _codecs(argv[1:])
-    if arguments.command == "bench":
-        return _bench(argv[1:])
+    if arguments.command in COMMANDS:
+        os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))
+        return COMMANDS[arguments.command][1](argv[1:])
     return _train([*rest, *argv[1:]])
 
 
@@ -122,62 +117,23 @@ def _train(argv: Sequence[str]) -> int:
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
     terminal = os.environ.get("PSGRAD_TERMINAL") == "1"
+    if any(argument.partition("=")[0] == "--simulate" for argument in argv):
+        return _simulate(_train_parser().parse_args(argv), stamp)
     # Wrong arguments, too, are for the ranks to agree on: one of them reports.
     train(lambda: _configure(_train_parser().parse_args(argv), os.environ), stamp, terminal)
     return 0
 
 
-def _codecs(argv: Sequence[str]) -> int:
-    Parser(prog="psgrad codecs", description="List the codecs.").parse_args(argv)
-    from dataclasses import fields
-
-    from psgrad.codecs import CODECS
-
-    for name, kind in CODECS.items():
-        options = ", ".join(f"{f.name}={f.default}" for f in fields(kind))  # type: ignore[arg-type]
-        print(f"{name:10} {kind.summary}" + (f" ({options})" if options else ""))
-    return 0
-
-
-def _bench(argv: Sequence[str]) -> int:
-    arguments = _bench_parser().parse_args(argv)
-    os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))
+def _simulate(arguments: argparse.Namespace, stamp: str) -> int:
+    """One process is all ranks, so nobody has to agree on anything."""
     from pathlib import Path
 
-    from psgrad import bench
+    from psgrad import simulate
 
-    specs = arguments.codec or bench.SPECS
-    rows = bench.bench_codecs(arguments.n, specs, arguments.repeats, lambda _: None)
-    print(bench.table(rows, arguments.n))
-    if arguments.plot:
-        bench.plot(rows, Path(arguments.plot))
-    if arguments.json:
-        import json
-
-        print(json.dumps({"n": arguments.n, "rows": bench.records(rows)}))
+    config = simulate.configured(_configure(arguments, os.environ))
+    trace = Path(arguments.trace) if arguments.trace else None
+    simulate.train(config, stamp, sys.stderr.isatty(), trace)
     return 0
-
-
-def _bench_parser() -> Parser:
-    parser = Parser(prog="psgrad bench", description="Measure on this machine, in one process.")
-    parser.add_argument("what", choices=["codec"], help="codec: every codec's cost and error")
-    parser.add_argument("--n", type=_count, default="16M", help="elements: 4096, 64K, 16M (16M)")
-    parser.add_argument("--codec", action="append", metavar="SPEC", help="only these")
-    parser.add_argument("--repeats", type=_count, default="5", help="of which the median is taken")
-    parser.add_argument("--plot", metavar="PNG", help="draw error against bits")
-    parser.add_argument("--json", action="store_true", help="the figures on the last line")
-    return parser
-
-
-def _count(text: str) -> int:
-    number, scale = text[:-1], {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper())
-    if scale is None:
-        number, scale = text, 1
-    if not number.isdigit() or int(number) < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected a count of at least 1, such as 4096, 64K or 16M, got {text!r}"
-        )
-    return int(number) * scale
 
 
 def blas_threads(environ: Mapping[str, str], mine: int, cores: int) -> dict[str, str]:
@@ -258,6 +214,7 @@ def _train_parser() -> Parser:
         metavar = option.lstrip("-").upper().replace("-", "_")
         parser.add_argument(option, metavar=metavar, help=text)
     parser.add_argument("--json", action="store_true", help="summary as JSON on the last line")
+    parser.add_argument("--trace", metavar="JSON", help="of a simulated run, for Perfetto")
     parser.add_argument(
         "--inject", action="append", metavar="FAULT", help="plant a fault: slow:rank=3,factor=5"
     )

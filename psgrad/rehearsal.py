@@ -24,7 +24,7 @@ from psgrad.scenario import LEARNING_RATE, Scenario
 from psgrad.session import Session
 from psgrad.shard import Shard
 from psgrad.transport.simulated import SimulatedTransport, Simulation
-from psgrad.transport.trace import Event
+from psgrad.transport.trace import Sink
 from psgrad.worker import Worker
 
 UNPREDICTABLE: Final = ("qsgd", "ternary")  # unbiased codecs without feedback lose and find again
@@ -39,7 +39,6 @@ class Outcome:
     updates: int
     params: Float32
     compared: list[str] = field(default_factory=list)  # with what
-    trace: list[Event] = field(default_factory=list)
 
 
 @dataclass
@@ -51,18 +50,20 @@ class Told:
     updates: int
 
 
-def run(scenario: Scenario, *, shard: type[Shard] = CheckedShard, trace: bool = False) -> Outcome:
+def run(
+    scenario: Scenario, *, shard: type[Shard] = CheckedShard, trace: Sink | None = None
+) -> Outcome:
     """Runs a scenario and checks it.
 
     Raises ``InvariantError``, or whatever ended the simulation: ``RankError`` with an
     ``InvariantError`` of a server behind it, ``StallError``, ``AliasingError``.
     """
     simulation = Simulation(
-        scenario.size, scenario.network, scenario.faults, scenario.seed, trace=trace
+        scenario.size, scenario.network, scenario.faults, scenario.seed, trace=trace or False
     )
 
     def program(transport: SimulatedTransport) -> Told | None:
-        with Session(transport=transport, shard=shard) as session:
+        with Session(transport=transport, shard=shard, report=lambda _: None) as session:
             return session.run(
                 lambda worker: _train(scenario, worker),
                 servers=scenario.servers,
@@ -82,7 +83,6 @@ def run(scenario: Scenario, *, shard: type[Shard] = CheckedShard, trace: bool = 
         simulation.messages,
         max(value.updates for value in told),
         told[0].params,
-        trace=simulation.trace,
     )
     _compare(scenario, told, outcome)
     return outcome

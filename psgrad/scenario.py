@@ -103,6 +103,12 @@ class Scenario:
         return self.workers + self.servers
 
     @property
+    def names(self) -> list[str]:
+        """What the ranks are."""
+        servers = [f"server {rank}" for rank in range(self.servers)]
+        return servers + [f"worker {worker}" for worker in range(self.workers)]
+
+    @property
     def network(self) -> Network:
         return Network(self.latency_s, self.bandwidth, self.jitter)
 
@@ -170,6 +176,12 @@ class _Draw:
 
     def among(self, choices: Sequence[Any]) -> Any:
         return choices[int(self._random.random() * len(choices))]
+
+
+def describe(scenario: Scenario) -> str:
+    """All fields in one line."""
+    values = (f"{f.name}={_text(getattr(scenario, f.name))}" for f in fields(Scenario))
+    return " ".join(values)
 
 
 def command(scenario: Scenario) -> str:

@@ -112,10 +112,13 @@ class Session:
         *,
         transport: Transport | None = None,
         shard: type[Shard] = Shard,
+        report: Callable[[str], None] = say,
     ) -> None:
-        """``shard`` is what servers keep parameters in: a checked one, for instance."""
+        """``shard`` is what servers keep parameters in: a checked one, for instance. ``report``
+        takes the line that says why this rank ends the job."""
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
         self._shard = shard
+        self._report = report
 
     def __enter__(self) -> Session:
         return self
@@ -214,7 +217,7 @@ class Session:
             traceback.print_exception(error)
         if not isinstance(error, PsgradError) or error.spokesman is not False:
             where = f"rank {self.rank} ({roles.name(self.rank)}, {self.transport.host})"
-            say(f"{where}: {describe(error)}")
+            self._report(f"{where}: {describe(error)}")
         else:
             # The rank that reports it aborts at once; this is for the case that it cannot.
             self.transport.sleep(SPOKESMAN_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from psgrad.metrics import Journal, Sink, to_json
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
 from psgrad.options import check_chunk_bytes
+from psgrad.pace import Pace
 from psgrad.progress import Progress, Snapshot
 from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES
@@ -61,31 +63,39 @@ def train(
     """Trains as one rank of ``comm``. ``configuration`` is called once the ranks can agree on its
     errors; ``stamp``, a date and time, names the run folder; ``terminal``: a person looks on."""
     with Session(comm) as session:
-        config = session.agree(configuration)
-        session.compare(config.flat())
-        roles = session.agree(lambda: Roles(session.size, config.servers))
-        planted = session.agree(lambda: [faults.parse(text, roles) for text in config.inject])
-        loaded = session.agree(lambda: load_data(config, roles, session.rank))
-        kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank)))
-        made = session.agree(
-            lambda: runfolder.create(config, stamp) if session.rank == 0 else Path()
-        )
-        folder = Path(session.first(str(made)))
-        role = roles.name(session.rank)
-        first_worker = session.rank == roles.rank_of(0)
-        journal = Journal(
-            folder, f"{role}-{session.rank}", session.transport.now, metrics=first_worker
-        )
+        train_in(session, configuration, stamp, terminal)
 
-        def main(worker: Worker) -> None:
-            assert loaded is not None, "workers have data"
-            style = config.progress if first_worker else "off"
-            if style == "auto":
-                style = "line" if terminal else "plain"
-            progress = Progress(sys.stderr, style, worker.now)
-            trainer = Trainer(config, worker, loaded, kernels, planted, folder, journal, progress)
-            trainer.run(session.rank)
 
+def train_in(
+    session: Session,
+    configuration: Callable[[], Config],
+    stamp: str,
+    terminal: bool,
+    pace: Pace | None = None,
+) -> None:
+    """Trains as one rank of ``session``; with ``pace``, that is how long computing takes."""
+    config = session.agree(configuration)
+    session.compare(config.flat())
+    roles = session.agree(lambda: Roles(session.size, config.servers))
+    planted = session.agree(lambda: [faults.parse(text, roles) for text in config.inject])
+    loaded = session.agree(lambda: load_data(config, roles, session.rank))
+    kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank)))
+    made = session.agree(lambda: runfolder.create(config, stamp) if session.rank == 0 else Path())
+    folder = Path(session.first(str(made)))
+    role = roles.name(session.rank)
+    first_worker = session.rank == roles.rank_of(0)
+    name = f"{role}-{session.rank}"
+
+    def main(worker: Worker) -> None:
+        assert loaded is not None, "workers have data"
+        style = config.progress if first_worker else "off"
+        if style == "auto":
+            style = "line" if terminal else "plain"
+        progress = Progress(sys.stderr, style, worker.now)
+        trainer = Trainer(config, worker, loaded, kernels, planted, folder, journal, progress, pace)
+        trainer.run(session.rank)
+
+    with closing(Journal(folder, name, session.transport.now, metrics=first_worker)) as journal:
         session.run(
             main,
             servers=config.servers,
@@ -104,7 +114,6 @@ def train(
             seed=config.seed,
             sink=journal,
         )
-        journal.close()
 
 
 def _device(config: Config, roles: Roles, rank: int) -> str:
@@ -124,6 +133,7 @@ class Trainer:
         folder: Path,
         sink: Sink,
         progress: Progress,
+        pace: Pace | None,
     ) -> None:
         self._config = config
         self._worker = worker
@@ -133,6 +143,7 @@ class Trainer:
         self._folder = folder
         self._sink = sink
         self._progress = progress
+        self._pace = pace
         self._samples = 0
 
     def run(self, mpi_rank: int) -> None:
@@ -163,6 +174,8 @@ class Trainer:
         for epoch, micro_batches in self._steps():
             began = worker.now()
             loss, correct, samples = compute.gradient(self._data.dataset, micro_batches)
+            if self._pace is not None:
+                worker.sleep(self._pace.seconds(worker.rank, worker.clock + 1))
             faults.apply(self._planted, worker, mpi_rank, worker.now() - began)
             worker.step(weight=samples)
             self._samples += samples

@@ -43,6 +43,8 @@ HOUSE = (
     Row(6, "bench causes compute faults launch progress runfolder scenario"),
     Row(6, "rehearsal"),
     Row(6, "jobs train"),
+    Row(6, "simulate"),
+    Row(7, "commands"),
     Row(7, "cli"),
     Row(7, "__main__"),
 )

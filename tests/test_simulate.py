@@ -1,0 +1,182 @@
+"""``psgrad train --simulate`` and ``psgrad simulate``: no MPI, the same results."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_train import ONE_THREAD, train
+
+from psgrad import cli, simulate
+from psgrad.errors import ConfigError
+from psgrad.transport.clockwork import RankError
+
+SMALL = ["--epochs", "2", "--set", "model.hidden=[16]", "--progress", "off"]
+
+
+def psgrad(capsys, *arguments):
+    """(status, stdout, stderr) of a command in this process."""
+    status = cli.main([str(argument) for argument in arguments])
+    seen = capsys.readouterr()
+    return status, seen.out, seen.err
+
+
+def simulated(capsys, folder, text, *more):
+    status, out, err = psgrad(
+        capsys, "train", "--simulate", text, "--json", "--run-dir", folder, *SMALL, *more
+    )
+    assert status == 0, err
+    return json.loads(out.splitlines()[-1]), err
+
+
+def test_sync_gives_the_parameters_of_a_real_run(mpi, tmp_path):
+    """Bit for bit: other ranks, other clocks, other links, the same arithmetic."""
+    real, _ = train(mpi, tmp_path / "real", "--mode", "sync", *SMALL, ranks=4)
+    command = [
+        sys.executable, "-m", "psgrad", "train", "--simulate", "workers=3,jitter=2",
+        "--mode", "sync", "--json", "--run-dir", tmp_path / "simulated", *SMALL,
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*map(str, command)], env=ONE_THREAD, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["params_sha256"] == real["params_sha256"]
+    assert summary["steps"] == real["steps"]
+
+
+@pytest.mark.parametrize("mode", ["sync", "ssp", "async"])
+def test_the_same_seed_is_the_same_run(capsys, tmp_path, mode):
+    text = "workers=5,servers=2,seed=3,jitter=1"
+    more = ["--mode", mode, "--pace", "pareto:mean=0.01,alpha=1.2", "--codec", "topk:0.05"]
+    one, other = (simulated(capsys, tmp_path / name, text, *more)[0] for name in ("a", "b"))
+    assert one == other
+    assert (one["workers"], one["servers"]) == (5, 2)
+    assert one["staleness_max"] <= {"sync": 0, "ssp": 3, "async": 1000}[mode]
+
+
+def test_a_step_takes_as_long_as_the_pace_says(capsys, tmp_path):
+    text, more = "workers=2,latency=0,bandwidth=inf", ["--mode", "sync"]
+    summary, _ = simulated(
+        capsys, tmp_path / "run", text, *more, "--pace", "constant:seconds=2;slow:worker=1,factor=3"
+    )
+    rounds = summary["steps"] / 2
+    assert summary["seconds"] == pytest.approx(6 * rounds, rel=1e-3)
+
+
+def test_a_trace_is_written(capsys, tmp_path):
+    path = tmp_path / "trace.json"
+    simulated(capsys, tmp_path / "run", "workers=2", "--trace", path)
+    events = json.loads(path.read_text())["traceEvents"]
+    names = {event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert names == {"rank 0 (server 0)", "rank 1 (worker 0)", "rank 2 (worker 1)"}
+
+
+def test_a_failure_is_said_once(capsys, tmp_path):
+    status, _, err = psgrad(
+        capsys, "train", "--simulate", "workers=2", "--run-dir", tmp_path / "run", *SMALL,
+        "--inject", "fail:rank=2,step=3",
+    )  # fmt: skip
+    assert status == 1
+    assert err.count("psgrad: error: ") == 1
+    assert err.splitlines()[-1] == (
+        "psgrad: error: rank 2 (worker, node2): RuntimeError: planted failure at step 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("workers=0", "simulate: workers must be at least 1, got 0"),
+        ("servers=2", "simulate 'servers=2' needs workers, such as workers=16"),
+        ("workers=2,nodes=3", "unknown key 'nodes'"),
+        ("workers=2.5", "workers must be a whole number, got '2.5'"),
+        ("workers=2,latency=soon", "latency must be a number, got 'soon'"),
+        ("workers=2,bandwidth=0", "bandwidth must be"),
+        ("workers=2,latency=-1", "latency_s must be"),
+    ],
+)
+def test_clusters_that_cannot_be(text, reason):
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        simulate.parse(text)
+
+
+def test_a_wrong_pace_is_refused_before_anything_runs(capsys, tmp_path):
+    status, _, err = psgrad(
+        capsys,
+        "train",
+        "--simulate",
+        "workers=2",
+        "--pace",
+        "slowly",
+        "--run-dir",
+        tmp_path / "run",
+    )
+    assert status == 2
+    assert "slowly" in err
+    assert not (tmp_path / "run").exists()
+
+
+# psgrad simulate
+
+
+def test_one_schedule(capsys, tmp_path):
+    path = tmp_path / "out.json"
+    status, out, _ = psgrad(
+        capsys, "simulate", "--seed", 7, "--set", "workers=3", "--set", "bound=0", "--trace", path
+    )
+    assert status == 0
+    assert out.startswith("seed=7 workers=3 servers=")
+    assert re.search(r"passed: \d+ messages in [\d.]+ virtual seconds, \d+ updates, compared", out)
+    assert json.loads(path.read_text())["traceEvents"]
+
+
+def test_a_schedule_that_fails_leaves_its_trace(capsys, tmp_path, monkeypatch):
+    """The line that says why is the last one."""
+    from psgrad import rehearsal
+
+    def broken(scenario, *, trace):
+        raise RankError(0, "no such luck")
+
+    monkeypatch.setattr(rehearsal, "run", broken)
+    path = tmp_path / "out.json"
+    status, _, err = psgrad(capsys, "simulate", "--seed", 7, "--trace", path)
+    assert status == 1
+    assert Path(path).exists()
+    assert err.splitlines()[-1] == "psgrad: error: rank 0: no such luck"
+
+
+def test_soaking(capsys):
+    status, out, _ = psgrad(capsys, "simulate", "--minutes", "0.005", "--first", 11)
+    assert status == 0
+    passed = int(re.fullmatch(r"(\d+) schedules passed, 0 failed; the last seed was \d+\n", out)[1])
+    assert passed >= 1
+
+
+def test_soaking_names_the_seeds_that_fail(capsys, monkeypatch):
+    from psgrad import rehearsal
+
+    monkeypatch.setattr(rehearsal, "run", lambda scenario: simulate.parse("workers=0"))
+    status, out, err = psgrad(capsys, "simulate", "--minutes", "0.0001", "--first", 11)
+    assert status == 1
+    assert out.startswith("0 schedules passed, ")
+    assert err.startswith("psgrad simulate --seed 11\n    simulate: workers must be at least 1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "one of the arguments --seed --minutes is required"),
+        (["--seed", "-3"], "expected"),
+        (["--seed", "3", "--minutes", "1"], "not allowed with argument"),
+        (["--seed", "3", "--set", "werkers=1"], "unknown field of a scenario 'werkers'"),
+    ],
+)
+def test_wrong_arguments(capsys, arguments, reason):
+    status, _, err = psgrad(capsys, "simulate", *arguments)
+    assert status == 2
+    assert reason in err
