@@ -21,7 +21,7 @@ from psgrad.codecs import Bytes, Codec, Key, Workspace, parse
 from psgrad.codecs.base import BLOCK, write_into
 from psgrad.data import DatasetOptions
 from psgrad.errors import ConfigError
-from psgrad.kernels import cpu
+from psgrad.kernels import chunks, cpu
 from psgrad.layout import Float32
 from psgrad.models import MLP
 
@@ -46,6 +46,7 @@ class Row:
     """One codec. Rates are GB/s of the float32 gradient; ``*_ratio`` are to memcpy."""
 
     codec: str
+    kernels: str  # numpy, or numba with its version
     bits: float
     encode: float
     decode: float
@@ -72,6 +73,7 @@ def bench_codecs(
     n: int, specs: Sequence[str], repeats: int, done: Callable[[str], None]
 ) -> list[Row]:
     """One row for each spec; ``done`` hears of each one as it is measured."""
+    chunks.fastest()  # numba compiles here, and not while something is timed
     rng = np.random.default_rng(1)
     x = rng.standard_normal(n, dtype=np.float32)
     samples = [x[:ERROR_ELEMENTS], row_scaled(min(n, ERROR_ELEMENTS)), real_gradient()]
@@ -109,6 +111,7 @@ def _bench_one(
     moved = 4e-9 * n
     return Row(
         codec=spec,
+        kernels=chunks.fastest().name,
         bits=8 * size / n,
         encode=moved / encode_s,
         decode=moved / decode_s,
@@ -167,6 +170,7 @@ def table(rows: Sequence[Row], n: int) -> str:
     """The rows for a person."""
     head = (
         f"{n:,} elements of float32, one thread; GB/s of gradient, x of memcpy\n"
+        f"kernels: {', '.join(sorted({row.kernels for row in rows}))}\n"
         f"{'codec':26}{'bits':>7}{'encode':>14}{'decode':>8}{'sum of 8':>15}{'4 KiB':>9}"
         f"{'pays below':>12}{'error on':>11}\n"
         f"{'':26}{'/elem':>7}{'GB/s':>8}{'x':>6}{'GB/s':>8}{'GB/s':>9}{'x':>6}{'us':>9}"

@@ -7,12 +7,12 @@ ends at 65504; bf16 has 8 bits over the whole range of float32. Beyond the end b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad.codecs.base import BLOCK, Bytes, Key, Opened, Workspace
+from psgrad.codecs.base import Bytes, Key, Opened, Workspace
 from psgrad.codecs.raw import encode_raw, open_plain
 from psgrad.codecs.wire import (
     HEADER_NBYTES,
@@ -23,42 +23,23 @@ from psgrad.codecs.wire import (
     write_header,
 )
 from psgrad.errors import WireError
-from psgrad.kernels import halves
+from psgrad.kernels import chunks, halves
+from psgrad.kernels.halves import Half
 from psgrad.layout import Float32
 
 Uint16 = NDArray[np.uint16]
-_MAGNITUDE: Final = 0x7FFF
-
-
-class _To(Protocol):
-    def __call__(
-        self,
-        v: Float32,
-        out: Uint16,
-        rounded: Float32,
-        scratch: NDArray[np.uint32],
-        both: bool,
-    ) -> None: ...
-
-
-class _From(Protocol):
-    def __call__(self, halves: Uint16, out: Float32) -> None: ...
 
 
 @dataclass(frozen=True)
 class OpenedHalves:
     """Sixteen bits an element, none of them infinite or NaN."""
 
+    kind: Half
     values: Uint16
-    convert: _From
 
     def add_to(self, out: Float32, start: int, share: np.float32, first: bool) -> None:
-        part = out if first else np.empty_like(out)
-        self.convert(self.values[start : start + out.size], part)
-        if share != 1:
-            np.multiply(part, share, out=part)
-        if not first:
-            np.add(out, part, out=out)
+        codes = self.values[start : start + out.size]
+        chunks.fastest().add_half(self.kind, codes, share, out, first)
 
 
 class _Half:
@@ -67,9 +48,7 @@ class _Half:
     code: ClassVar[int]
     unbiased: ClassVar[bool] = False
 
-    _to: ClassVar[_To]
-    _from: ClassVar[_From]
-    _infinity: ClassVar[int]
+    _kind: ClassVar[Half]
 
     def nbytes_max(self, n: int) -> int:
         return HEADER_NBYTES + 2 * n
@@ -80,22 +59,9 @@ class _Half:
         n = x.size
         if n == 0:
             return encode_raw(self.code, x, residual, out)
-        to, size = type(self)._to, min(n, BLOCK)
-        rounded = work.take("halves.rounded", size, np.float32)
-        scratch = work.take("halves.scratch", 2 * size, np.uint32)
         codes = out[HEADER_NBYTES : HEADER_NBYTES + 2 * n].view(np.uint16)
-        zero = True
-        for start in range(0, n, BLOCK):
-            v, part = x[start : start + BLOCK], codes[start : start + BLOCK]
-            if residual is None:
-                to(v, part, rounded[: v.size], scratch, False)
-            else:
-                kept = residual[start : start + BLOCK]
-                v = np.add(kept, v, out=kept)
-                to(v, part, rounded[: v.size], scratch, True)
-                np.subtract(v, rounded[: v.size], out=kept)
-            zero = zero and not np.bitwise_and(part, _MAGNITUDE).any()
-        nbytes, flags = (0, Flag.ZERO) if zero else (2 * n, 0)
+        found = chunks.fastest().encode_half(self._kind, x, residual, codes, work)
+        nbytes, flags = (2 * n, 0) if found else (0, Flag.ZERO)
         write_header(out, PayloadHeader(self.code, n, n, nbytes, flags=flags))
         return HEADER_NBYTES + nbytes
 
@@ -107,9 +73,9 @@ class _Half:
         if header[1:] != PayloadHeader(self.code, n, n, 2 * n, flags=header.flags)[1:] or not n:
             raise WireError(f"a payload of {n} 16-bit floats has the header {header}")
         values = body_of(payload, header, 2 * n).view(np.uint16)
-        if values.size != n or not halves.is_finite(values, self._infinity):
+        if values.size != n or not halves.is_finite(values, self._kind.infinity):
             raise WireError(f"{n} 16-bit floats expected, got {values.size}, or not all are finite")
-        return OpenedHalves(values, type(self)._from)
+        return OpenedHalves(self._kind, values)
 
 
 @dataclass(frozen=True)
@@ -120,9 +86,7 @@ class FP16(_Half):
     code: ClassVar[int] = 1
     summary: ClassVar[str] = "IEEE half precision: 11 bits, but only from 6e-8 to 65504"
 
-    _to: ClassVar[_To] = halves.to_fp16
-    _from: ClassVar[_From] = halves.from_fp16
-    _infinity: ClassVar[int] = halves.FP16_INFINITY
+    _kind: ClassVar[Half] = halves.FP16
 
 
 @dataclass(frozen=True)
@@ -133,6 +97,4 @@ class BF16(_Half):
     code: ClassVar[int] = 2
     summary: ClassVar[str] = "bfloat16: 8 bits over the whole range of float32"
 
-    _to: ClassVar[_To] = halves.to_bf16
-    _from: ClassVar[_From] = halves.from_bf16
-    _infinity: ClassVar[int] = halves.BF16_INFINITY
+    _kind: ClassVar[Half] = halves.BF16

@@ -105,6 +105,15 @@ def unpack(packed: Uint8, coding: Coding, out: Int8, scratch: Uint8) -> None:
         np.subtract(out, np.int8(coding.radix // 2), out=out)
 
 
+def unpacked(packed: Uint8, coding: Coding, m: int) -> Int8:
+    """The codes of one group, int8[m]: new, but for BYTES, whose codes are what is packed."""
+    if coding.digits == 1:
+        return packed.view(np.int8)
+    codes = np.empty(m, np.int8)
+    unpack(packed, coding, codes, np.empty(2 * packed.size, np.uint8))
+    return codes
+
+
 def _unpack_planes(packed: Uint8, coding: Coding, planes: Uint8, scratch: Uint8) -> None:
     radix, p = np.uint8(coding.radix), packed.size
     rest, above, spare = packed, scratch[:p], scratch[p : 2 * p]

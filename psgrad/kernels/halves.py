@@ -10,7 +10,7 @@ v[m] is float32, contiguous, finite, and m is at most PIECE.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,30 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Uint16 = NDArray[np.uint16]
 Uint32 = NDArray[np.uint32]
+
+
+class To(Protocol):
+    """``to_bf16`` or ``to_fp16``."""
+
+    def __call__(
+        self, v: Float32, out: Uint16, rounded: Float32, scratch: Uint32, both: bool
+    ) -> None: ...
+
+
+class Back(Protocol):
+    """``from_bf16`` or ``from_fp16``."""
+
+    def __call__(self, halves: Uint16, out: Float32) -> None: ...
+
+
+class Half(NamedTuple):
+    """A kind of 16 bits; ``infinity`` is the code of +inf."""
+
+    name: str
+    infinity: int
+    to: To
+    back: Back
+
 
 PIECE: Final = 32 << 10
 FP16_MAX: Final = np.float32(65504)
@@ -115,3 +139,7 @@ def is_finite(halves: Uint16, infinity: int) -> bool:
         np.maximum.reduce(halves.view(np.int16)) < infinity
         and np.maximum.reduce(halves) < infinity | 0x8000
     )
+
+
+FP16: Final = Half("fp16", FP16_INFINITY, to_fp16, from_fp16)
+BF16: Final = Half("bf16", BF16_INFINITY, to_bf16, from_bf16)

@@ -12,10 +12,12 @@ the way, too few start a scan that takes all elements for candidates.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from psgrad.kernels import chunks
+from psgrad.kernels.chunks import Float32, Positions, Scratch
 
 BLOCK: Final = 1 << 16  # elements of one step of the scan: what it touches stays in cache
 DIRECT: Final = 1 << 15  # a vector up to this size is partitioned as a whole
@@ -23,17 +25,6 @@ SAMPLE: Final = 1 << 12  # elements that an estimate looks at, at least
 MARGIN: Final = 3.0  # sigma by which the estimate is lowered: 1 scan in 700 has to be repeated
 TINY: Final = np.float32(1.4e-45)  # the smallest number above 0
 _MAGNITUDE: Final = np.int32(0x7FFF_FFFF)
-
-Positions = NDArray[np.int64]
-Float32 = NDArray[np.float32]
-
-
-class Scratch(Protocol):
-    """Where arrays live between calls."""
-
-    def take(self, name: str, n: int, dtype: Any) -> NDArray[Any]:
-        """``n`` elements of arbitrary content, lost at the next call with that name."""
-        ...
 
 
 class Selected(NamedTuple):
@@ -65,8 +56,24 @@ def above_threshold(v: Float32, k: int, scratch: Scratch, add: Float32 | None = 
         found = _direct(v, k, scratch, add)
         (kept,) = found.values.nonzero()
         return Selected(found.where[kept], found.values[kept])
-    low = max(_sampled(v, add, k, 0.0, 4 * SAMPLE), TINY)
-    return _cut(_scan(v, add, low, 2 * k, scratch), 2 * k, scratch)
+    return reaching(v, _sampled(v, add, k, 0.0, 4 * SAMPLE), 2 * k, scratch, add)
+
+
+def reaching(
+    v: Float32, low: np.float32, most: int, scratch: Scratch, add: Float32 | None = None
+) -> Selected:
+    """All |v| that reach ``low``, zeros never; where they are more than ``most``, the best of them.
+
+    v[n] += add[n] first where that is given.
+    """
+    return _cut(_scan(v, add, max(low, TINY), most, scratch), most, scratch)
+
+
+def magnitude_of_rank(v: Float32, k: int) -> np.float32:
+    """The k-th largest |v| of v[n], with 1 <= k <= n."""
+    magnitudes = np.abs(v)
+    magnitudes.partition(v.size - k)
+    return np.float32(magnitudes[v.size - k])
 
 
 def _direct(v: Float32, k: int, scratch: Scratch, add: Float32 | None) -> Selected:
@@ -98,26 +105,18 @@ def _scan(v: Float32, add: Float32 | None, low: np.float32, k: int, scratch: Scr
     room = k + k // 2 + 2 * BLOCK
     where = scratch.take("select.where", room, np.int64)
     values = scratch.take("select.value", room, np.float32)
-    reach = scratch.take("select.reach", BLOCK, np.bool_)
-    below = scratch.take("select.below", BLOCK, np.bool_)
+    kernels = chunks.fastest()
     end = 0
     for start in range(0, v.size, BLOCK):
         part = v[start : start + BLOCK]
-        if add is not None:
-            np.add(part, add[start : start + BLOCK], out=part)
-        size = part.size
-        np.greater_equal(part, low, out=reach[:size])
-        np.less_equal(part, -low, out=below[:size])  # cheaper than |v|, which would be written
-        np.logical_or(reach[:size], below[:size], out=reach[:size])
-        (hits,) = reach[:size].nonzero()
-        if end + hits.size > room:
+        if end + part.size > room:
             best = _cut(Selected(where[:end], values[:end]), k, scratch)
-            low = np.nextafter(np.abs(best.values).min(), np.float32(np.inf))
+            with np.errstate(over="ignore"):  # beyond the largest number there is nothing
+                low = np.nextafter(np.abs(best.values).min(), np.float32(np.inf))
             where[:k], values[:k] = best  # later equals of the smallest lose to these
             end = k
-        begin, end = end, end + hits.size
-        np.add(hits, start, out=where[begin:end])
-        part.take(hits, out=values[begin:end], mode="clip")
+        added = None if add is None else add[start : start + BLOCK]
+        end = kernels.collect(part, added, low, start, where, values, end, scratch)
     return Selected(where[:end], values[:end])
 
 
