@@ -143,7 +143,9 @@ def test_a_state_can_be_saved_and_loaded(name):
 
 
 def test_a_state_of_something_else_is_refused():
-    with pytest.raises(ConfigError, match=r"codec state has \['velocity'\], expected \['rate', 'res"):
+    with pytest.raises(
+        ConfigError, match=r"codec state has \['velocity'\], expected \['rate', 'res"
+    ):
         make("ef", N).load_state_dict({"velocity": np.zeros(N, np.float32)})
     with pytest.raises(ConfigError, match=r"residual has shape \(3,\), expected \(40,\)"):
         make("ef", N).load_state_dict({"residual": np.zeros(3, np.float32), "rate": np.ones(1)})

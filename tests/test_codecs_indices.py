@@ -12,9 +12,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgrad.codecs import indices
+from psgrad.codecs import classes, gaps, indices
 from psgrad.codecs.base import Workspace
-from psgrad.codecs.indices import BITMAP, ELIAS_FANO, GAPS
+from psgrad.codecs.indices import BITMAP, CLASSES, ELIAS_FANO, GAPS
 from psgrad.errors import WireError
 from psgrad.kernels import fields
 
@@ -129,12 +129,78 @@ def test_clustered_indices_cost_the_entropy_of_their_gaps_and_little_more(name):
     np.testing.assert_array_equal(indices.read(coding, body, n, where.size), where)
 
 
+# Few gaps have less entropy than what they are drawn from: of 1000 gaps that are all different it
+# is 10 bits, whatever they are. So what they cost is held against a code that knows the source.
+
+
+def test_the_entropy_of_few_gaps_is_no_bound():
+    """Not even for uniform positions, of which no code can do with less than log2 of their number.
+
+    For 1000 of a million that is 11.4 bits, where the entropy of their gaps is 9.5.
+    """
+    n, k = 1 << 20, 1 << 10
+    possible = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    assert entropy(np.diff(uniform(n, k), prepend=-1)) + 0.6 < possible / math.log(2) / k
+
+
+def geometric(mean, gap):
+    return (mean / (1 + mean)) ** gap / (1 + mean)
+
+
+def lognormal(mean, spread, gap):
+    middle = math.log(mean + 1) - spread**2 / 2
+    return np.exp(-((np.log(gap + 1) - middle) ** 2) / (2 * spread**2)) / (gap + 1)
+
+
+SOURCES = {  # the probabilities of gaps, by their mean
+    "uniform": geometric,
+    "mild": lambda mean, gap: geometric(mean / 2, gap) + geometric(1.5 * mean, gap),
+    "bursts": lambda mean, gap: 0.8 * geometric(mean / 20, gap) + 0.2 * geometric(4.8 * mean, gap),
+    "long bursts": lambda mean, gap: 0.97 * geometric(2, gap) + 0.03 * geometric(33 * mean, gap),
+    "log-normal": lambda mean, gap: lognormal(mean, 1.0, gap),
+    "wide log-normal": lambda mean, gap: lognormal(mean, 2.0, gap),
+    "pairs": lambda mean, gap: 0.5 * (gap == 0) + 0.5 * geometric(2 * mean, gap),
+    "runs of 4": lambda mean, gap: 0.75 * (gap == 0) + 0.25 * geometric(4 * mean, gap),
+    "runs of 20": lambda mean, gap: 0.95 * (gap == 0) + 0.05 * geometric(20 * mean, gap),
+    "columns": lambda mean, gap: (gap % (mean // 4) == mean // 9) & (gap < 2 * mean),
+}
+
+
+def drawn(source, mean, k, seed):
+    """(indices, n, bits an index for who knows the source) of k gaps with that mean."""
+    gap = np.arange(60.0 * mean)
+    chances = SOURCES[source](mean, gap) + np.zeros_like(gap)
+    chances /= chances.sum()
+    rng = np.random.default_rng(seed)
+    sample = rng.choice(gap.size, k, p=chances)
+    where = np.cumsum(sample + 1) - 1
+    n = max(int(where[-1]) + 1, k * (mean + 1))
+    return where, n, -float(np.log2(chances[sample]).mean())
+
+
+@pytest.mark.parametrize("k", [500, 1000, 3000, 10_000, 30_000])
+@pytest.mark.parametrize("mean", [99, 999])
+@pytest.mark.parametrize("source", SOURCES)
+def test_few_indices_too_cost_little_more_than_their_source_has(source, mean, k):
+    seeds = range(10 if k < 2000 else 2)
+    excess = []
+    for where, n, least in (drawn(source, mean, k, seed) for seed in seeds):
+        coding, body = written(where, n)
+        np.testing.assert_array_equal(indices.read(coding, body, n, k), where)
+        excess.append(8 * body.size / k - least)
+    assert np.mean(excess) <= 0.6
+
+
 @pytest.mark.parametrize(
     ("where", "n", "coding"),
     [
         (uniform(10**6, 10**4), 10**6, ELIAS_FANO),
         (uniform(1000, 10), 1000, ELIAS_FANO),
-        (runs(10**6, 10**4, 16), 10**6, GAPS),
+        (uniform(10**5, 100), 10**5, ELIAS_FANO),
+        (runs(10**6, 10**4, 16), 10**6, CLASSES),
+        (runs(10**5, 100, 16), 10**5, CLASSES),
+        (layers(1 << 20, 0.001, 1 << 14, 2.0), 1 << 20, CLASSES),
+        (layers(1 << 22, 0.01, 1 << 14, 2.0), 1 << 22, GAPS),
         (uniform(10**5, 50_000), 10**5, BITMAP),
         (np.arange(33), 33, BITMAP),
         (np.arange(0, 10**6, 100), 10**6, GAPS),
@@ -142,6 +208,16 @@ def test_clustered_indices_cost_the_entropy_of_their_gaps_and_little_more(name):
 )
 def test_the_coding_that_costs_least_is_taken(where, n, coding):
     assert written(where, n)[0] == coding
+
+
+@pytest.mark.parametrize("mean", [3, 30, 99, 999])
+def test_uniform_indices_are_not_taken_for_others(mean):
+    """They would be a little shorter by classes, but not worth the time."""
+    cases = [
+        drawn("uniform", mean, k, seed)[:2] for k in (64, 256, 1000, 5000) for seed in range(20)
+    ]
+    codings = [written(*case)[0] for case in cases]
+    assert codings.count(GAPS) + codings.count(CLASSES) <= 0.05 * len(cases)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 33, 100, 257])
@@ -184,10 +260,24 @@ def test_golden_bytes(where, n, coding, text):
     assert indices.read(coding, body, n, len(where)).tolist() == where
 
 
+def gaps_of(where):
+    """The number of runs, or 0, and the numbers that are written, as the documentation says it."""
+    steps = np.diff(where, prepend=-2) - 1
+    starts = np.flatnonzero(steps)
+    if 2 * starts.size > len(where):
+        return 0, [steps.astype(np.uint32)]
+    lengths = np.diff(starts, append=len(where))
+    return starts.size, [np.uint32(steps[starts] - 1), np.uint32(lengths - 1)]
+
+
 def gaps_body(runs, planes):
     """Coding 2 around any bytes; zstd's own bytes differ from version to version."""
     frame = zstandard.ZstdCompressor().compress(bytes.fromhex(planes))
     return np.frombuffer(struct.pack("<I", runs) + frame, np.uint8)
+
+
+def class_body(runs, text):
+    return np.frombuffer(struct.pack("<I", runs) + bytes.fromhex(text), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +292,45 @@ def gaps_body(runs, planes):
 def test_golden_gaps(where, runs, planes):
     body = gaps_body(runs, planes)
     assert indices.read(GAPS, body, 2000, len(where)).tolist() == where
-    gaps = indices._gaps_of(np.array(where), Workspace())
-    frame = indices._frame(gaps, np.count_nonzero(gaps))
-    plain = zstandard.ZstdDecompressor().decompress(frame[4:])
-    assert (struct.unpack("<I", frame[:4])[0], plain) == (runs, bytes.fromhex(planes))
+    assert gaps_of(where)[0] == runs
+    plain = zstandard.ZstdDecompressor().decompress(gaps._frame(gaps_of(where)[1]))
+    assert plain == bytes.fromhex(planes)
+
+
+@pytest.mark.parametrize(
+    ("where", "runs", "text"),
+    [
+        # The gaps 5, 0, 1, 2, 9, 1 are of classes 3, 0, 1, 2, 4, 1. The classes' codes are 110, 00,
+        # 111, 01, 10: first bits 010110, second ones 110100, third ones 01. By class, the numbers
+        # are 0, 1, 1, 2, 5, 9: lowest bits 011 from 2 on, then 00, then 0.
+        ([4, 5, 7, 10, 20, 22], 0, "05 232302 daa201"),
+        # One class, whose code has no bits: 0110 and 0011 are those of 4, 5, 7, 6 below the leading
+        # ones.
+        ([3, 9, 17, 24], 0, "04 0000 c6"),
+        # Two runs: 5 and 989 are skipped, codes 0 and 1, then 11, 00, and 1110111 of 989 alone; 4
+        # and 1 more are in them, codes 1 and 0, then 0, 0 of 4.
+        ([5, 6, 7, 8, 9, 1000, 1001], 2, "0b 001000000001 04 1010 ce3d00"),
+    ],
+)
+def test_golden_classes(where, runs, text):
+    body = struct.pack("<I", runs) + bytes.fromhex(text)
+    assert indices.read(CLASSES, np.frombuffer(body, np.uint8), 2000, len(where)).tolist() == where
+    sequences = gaps_of(where)[1]
+    assert classes.write(sequences, [False] * len(sequences)).hex() == bytes.fromhex(text).hex()
+
+
+def test_golden_values():
+    """By value, gaps of 3, 40 and 41: codes 0, 10 and 11.
+
+    First the steps 3, 37, 1 to the values, of classes 2, 6, 1: codes 11, 0, 10, so 101, 10; then,
+    by class, 1, 3, 37: 11 of 3 and 37, and 0100 of 37. Then the gaps: 0001010, 10.
+    """
+    where, text = [2, 6, 10, 52, 56, 97, 101], "00 02 2102 07 20020001 6d4105"
+    body = np.frombuffer(struct.pack("<I", 0) + bytes.fromhex(text), np.uint8)
+    assert indices.read(CLASSES, body, 200, 7).tolist() == where
+    sequences = gaps_of(where)[1]
+    assert sequences[0].tolist() == [3, 3, 3, 41, 3, 40, 3]
+    assert classes.write(sequences, [True]).hex() == bytes.fromhex(text).hex()
 
 
 # Hostile bytes
@@ -215,7 +340,7 @@ def test_golden_gaps(where, runs, planes):
     ("coding", "body", "n", "k", "text"),
     [
         (0, b"", 10, 1, "unknown coding 0"),
-        (4, b"", 10, 1, "unknown coding 4"),
+        (5, b"", 10, 1, "unknown coding 5"),
         (ELIAS_FANO, b"\0" * 4, 1000, 2, "have 3 bytes, got 4"),
         (ELIAS_FANO, b"\0" * 3, 1000, 2, "0 bits are set for 2"),
         (BITMAP, b"\0", 10, 1, "2 bytes, got 1"),
@@ -232,11 +357,36 @@ def test_golden_gaps(where, runs, planes):
         (GAPS, gaps_body(0, "0a01"), 10, 2, "not strictly increasing below 10"),
         (GAPS, gaps_body(1, "0002"), 10, 4, "runs of 3 indices, expected 4"),
         (GAPS, gaps_body(1, "0009"), 10, 4, "runs of 10 indices, expected 4"),
+        (CLASSES, b"\0\0\0", 10, 4, "at least 4 bytes"),
+        (CLASSES, class_body(3, "0100 00"), 10, 5, "declared to have 3 runs"),
+        (CLASSES, class_body(0, ""), 10, 4, "1 to 33 classes, got 0"),
+        (CLASSES, class_body(0, "22"), 10, 4, "1 to 33 classes, got 34"),
+        (CLASSES, class_body(0, "0501"), 10, 4, "ends early"),
+        (CLASSES, class_body(0, "0201"), 10, 4, "no code of 2 symbols"),
+        (CLASSES, class_body(0, "0311 01"), 10, 4, "no code of 3 symbols"),
+        (CLASSES, class_body(0, "0110"), 10, 4, "no code of 1 symbols"),
+        (CLASSES, class_body(0, "0211"), 10, 4, "end early"),
+        (CLASSES, class_body(0, "0211 0e00"), 10, 4, "12 bits too many"),
+        (CLASSES, class_body(0, "0211 1e"), 10, 4, "4 bits too many"),
+        (CLASSES, class_body(0, "0300 00"), 10, 4, "bits too many|end early"),
+        (CLASSES, class_body(0, "00"), 10, 4, "1 to 33 classes, got 0"),
+        (CLASSES, class_body(0, "0001 11"), 10, 4, "1 to 33 classes, got 0"),
+        (CLASSES, class_body(0, "00ff 11"), 10, 4, "ends early"),
+        (CLASSES, class_body(0, "0000 00 00"), 10, 4, "1 to 33 classes, got 0"),
+        (CLASSES, class_body(0, "0211 01"), 3, 4, "not strictly increasing below 3"),
+        (CLASSES, class_body(1, "0100 030000 00"), 10, 4, "runs of 3 indices, expected 4"),
     ],
 )
 def test_what_cannot_be_is_refused(coding, body, n, k, text):
     with pytest.raises(WireError, match=text):
         indices.read(coding, np.frombuffer(bytes(body), np.uint8), n, k)
+
+
+def test_the_largest_gaps_do_not_wrap():
+    """Two numbers of 32 bits each, so that the second index is beyond n, and no more."""
+    body = class_body(0, "21" + 17 * "00" + "ff" * 7 + "3f")
+    with pytest.raises(WireError, match="not strictly increasing below 1000"):
+        indices.read(CLASSES, body, 1000, 2)
 
 
 def test_nothing_may_follow_the_frame():
@@ -256,11 +406,13 @@ def test_a_frame_that_grows_is_not_unpacked():
     ("where", "n"),
     [
         (uniform(5000, 70), 5000),
-        (runs(5000, 100, 8), 5000),
-        (layers(8192, 0.05, 512, 2.0), 8192),
+        (np.arange(0, 7000, 100), 7000),
         (uniform(300, 170), 300),
+        (layers(8192, 0.05, 512, 2.0), 8192),
+        (runs(5000, 100, 8), 5000),
+        (drawn("columns", 99, 300, 0)[0], 32000),
     ],
-    ids=["Elias-Fano", "runs", "gaps", "bitmap"],
+    ids=["Elias-Fano", "gaps", "bitmap", "classes", "runs", "values"],
 )
 def test_flipped_bits_are_refused_or_give_indices(where, n):
     coding, body = written(where, n)

@@ -7,7 +7,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -445,50 +444,6 @@ HOSTILE = [
     (TopK(0.9), gaussian(20)),
     (RandK(0.1), gaussian(400)),
 ]
-
-
-def codings_are_all_there():
-    return {int(sent(codec, v)[6]) for codec, v in HOSTILE} == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("case", range(len(HOSTILE)))
-def test_a_truncated_payload_is_refused(case):
-    codec, v = HOSTILE[case]
-    payload = sent(codec, v)
-    for size in range(payload.size):
-        with pytest.raises(WireError):
-            codec.open(payload[:size], v.size)
-    with pytest.raises(WireError):
-        codec.open(np.append(payload, np.uint8(0)), v.size)
-    with pytest.raises(WireError):
-        codec.open(payload, v.size + 1)
-
-
-@pytest.mark.parametrize("case", range(len(HOSTILE)))
-@pytest.mark.parametrize("squeezed", [False, True])
-def test_flipped_bits_are_refused_or_give_finite_values(case, squeezed):
-    codec, v = HOSTILE[case]
-    payload = sent(codec, v)
-    if squeezed:
-        payload = payload[: wire.squeeze(payload, zstandard.ZstdCompressor())]
-    assert codings_are_all_there()
-    rng = np.random.default_rng(case)
-    refused = 0
-    for _ in range(1000):
-        flipped = payload.copy()
-        for at in rng.integers(0, 8 * payload.size, rng.integers(1, 5)):
-            flipped[at // 8] ^= 1 << at % 8
-        flipped[20:24] = 0  # no checksum
-        try:
-            opened = codec.open(flipped, v.size)
-        except WireError:
-            refused += 1
-            continue
-        if not flipped[5] & Flag.RAW:  # whose values nobody looks at
-            out = np.full(v.size, np.nan, np.float32)
-            write_into(opened, out)
-            assert np.isfinite(out).all()
-    assert 0 < refused < 1000
 
 
 @pytest.mark.parametrize("case", range(len(HOSTILE)))

@@ -87,7 +87,7 @@ class TopK:
 
         With a ratio a little below 1, too, chunks are raw and nothing is lost: that is not counted.
         """
-        return self.ratio == 1 and self.values == "float32"
+        return self.ratio == 1 and self.values == "float32" and self.scope == "chunk"
 
     def ratio_at(self, step: int) -> float:
         """The ratio of a step: a pure function, so that a restart goes on as before."""
