@@ -94,6 +94,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"psgrad {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     commands.add_parser("train", help="train; every rank of an MPI job runs this", add_help=False)
+    commands.add_parser("replay", help="repeat a recorded run, bit for bit", add_help=False)
     commands.add_parser("run", help="start an MPI job on this machine", add_help=False)
     for name, (text, _) in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
@@ -103,6 +104,8 @@ def _main(argv: list[str]) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
+    if arguments.command == "replay":
+        return _replay(argv[1:])
     if arguments.command in COMMANDS:
         os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))
         return COMMANDS[arguments.command][1](argv[1:])
@@ -120,8 +123,22 @@ def _train(argv: Sequence[str]) -> int:
     if any(argument.partition("=")[0] == "--simulate" for argument in argv):
         return _simulate(_train_parser().parse_args(argv), stamp)
     # Wrong arguments, too, are for the ranks to agree on: one of them reports.
-    train(lambda: _configure(_train_parser().parse_args(argv), os.environ), stamp, terminal)
+    configuration = lambda: _configure(_train_parser().parse_args(argv), os.environ)  # noqa: E731
+    train(configuration, stamp, terminal, _about())
     return 0
+
+
+def _about() -> dict[str, Any]:
+    """What a record says of this process: a replay has to have the same."""
+    import platform
+
+    import numpy as np
+
+    return {
+        "cpu": platform.machine(),
+        "numpy": np.__version__,
+        "threads": {name: os.environ.get(name, "") for name in BLAS_THREADS},
+    }
 
 
 def _simulate(arguments: argparse.Namespace, stamp: str) -> int:
@@ -132,8 +149,36 @@ def _simulate(arguments: argparse.Namespace, stamp: str) -> int:
 
     config = simulate.configured(_configure(arguments, os.environ))
     trace = Path(arguments.trace) if arguments.trace else None
-    simulate.train(config, stamp, sys.stderr.isatty(), trace)
+    simulate.train(config, stamp, sys.stderr.isatty(), trace, _about())
     return 0
+
+
+def _replay(argv: Sequence[str]) -> int:
+    """Repeats a recorded run in this process, with as many BLAS threads as its ranks had."""
+    parser = Parser(
+        prog="psgrad replay",
+        description="Repeat a run that was made with --record, message by message, without MPI, "
+        "and compare the parameters bit for bit.",
+    )
+    parser.add_argument("run", metavar="RUN", help="its run folder")
+    parser.add_argument("--json", action="store_true", help="the outcome on the last line")
+    arguments = parser.parse_args(argv)
+    from pathlib import Path
+
+    from psgrad.record import read_all
+
+    records = read_all(Path(arguments.run) / "records")
+    os.environ.update(records[-1].about["threads"])
+    from psgrad import replay
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    outcome = replay.replay(Path(arguments.run), records, stamp, _about())
+    print(outcome.text)
+    if arguments.json:
+        from psgrad.metrics import to_json
+
+        print(to_json(outcome.record))
+    return 0 if outcome.equal else 1
 
 
 def blas_threads(environ: Mapping[str, str], mine: int, cores: int) -> dict[str, str]:
@@ -193,8 +238,9 @@ def _configure(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Con
         text = getattr(arguments, _attribute(option))
         if text is not None:
             given[key] = text if option in STRINGS else config.parse_value(text)
-    if arguments.json:
-        given["json"] = True
+    for flag in ("json", "record"):
+        if getattr(arguments, flag):
+            given[flag] = True
     if arguments.inject:
         given["inject"] = arguments.inject
     sources.append(config.Source("the command line", given))
@@ -214,6 +260,7 @@ def _train_parser() -> Parser:
         metavar = option.lstrip("-").upper().replace("-", "_")
         parser.add_argument(option, metavar=metavar, help=text)
     parser.add_argument("--json", action="store_true", help="summary as JSON on the last line")
+    parser.add_argument("--record", action="store_true", help="write down what psgrad replay needs")
     parser.add_argument("--trace", metavar="JSON", help="of a simulated run, for Perfetto")
     parser.add_argument(
         "--inject", action="append", metavar="FAULT", help="plant a fault: slow:rank=3,factor=5"

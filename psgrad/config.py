@@ -87,6 +87,7 @@ class Config:
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)
     json: bool = _key(False, "print the summary as JSON on the last line")
+    record: bool = _key(False, "write down what psgrad replay needs to repeat the run")
     simulate: str = _key("", "ranks in one process, without MPI, such as workers=16,latency=2e-5")
     pace: str = _key("constant:seconds=0.01", "how long a simulated step computes")
     inject: tuple[str, ...] = _key((), "planted faults, such as slow:rank=3,factor=5")

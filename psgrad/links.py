@@ -21,6 +21,7 @@ from psgrad.errors import ProtocolError
 from psgrad.layout import Float32
 from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind
 from psgrad.numbering import Numbering
+from psgrad.record import Recorder
 from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
 
@@ -38,7 +39,13 @@ class ServerLinks:
     """All of one worker's traffic."""
 
     def __init__(
-        self, transport: Transport, roles: Roles, run: int, window: int, pull: Codec | None = None
+        self,
+        transport: Transport,
+        roles: Roles,
+        run: int,
+        window: int,
+        pull: Codec | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.answered = Answered()
         self.wire_nbytes = 0
@@ -57,6 +64,7 @@ class ServerLinks:
         self._placed: dict[int, deque[Bytes]] = {rank: deque() for rank in self._servers}
         self._inbox: deque[tuple[Header, bytes]] = deque()
         self._params_of: Callable[[int], Float32] | None = None
+        self._recorder = recorder
         self._numbering = Numbering()
         self._held: dict[int, int] = {}  # chunk -> version of the reference that lies in its memory
         transport.connect(self._servers)
@@ -125,6 +133,8 @@ class ServerLinks:
             if header.nbytes:
                 self._placed[server].popleft()
             return
+        if self._recorder is not None:
+            self._recorder.took(server, header)
         if header.kind in (Kind.ACK, Kind.PARAMS):
             self._unanswered[server] -= 1
             now = self._transport.now()

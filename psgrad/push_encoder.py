@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad.codecs import Bytes, Codec, Compression, Key, Workspace, choice
+from psgrad.codecs.adaptive import Adaptive
 from psgrad.codecs.feedback import make
 from psgrad.codecs.zstd import ZstdStage
 from psgrad.layout import Chunk, Float32, Layout
+from psgrad.record import Recorder
 
 
 class PushEncoder:
@@ -30,11 +32,15 @@ class PushEncoder:
         seed: int,
         worker: int,
         now: Callable[[], float],
+        recorder: Recorder | None = None,
     ) -> None:
         # Buffers are averaged, not accumulated: an error in one would not be made good.
         chunks = [c for c in trained if not layout.segments[c.segment].options.buffer]
         self.used: dict[str, int] = {}
         """How many chunks each codec has encoded, by name."""
+        # What a choice by clock can come to; other choices follow from the data.
+        self._measured = codec.candidates if isinstance(codec, Adaptive) else ()
+        self._recorder = recorder
         self._seed = seed
         self._worker = worker
         self._step = 0
@@ -66,6 +72,9 @@ class PushEncoder:
         if out is None:
             return None
         codec = self._choice.codec(chunk, link_rate)
+        if self._recorder is not None and self._measured:
+            code = self._recorder.chose(chunk.index, codec.code)
+            codec = next(each for each in self._measured if each.code == code)
         key = Key(self._seed, self._worker, self._step, chunk.start)
         start = self._now()
         nbytes = self._feedback.encode(codec, chunk, grad, out, key, self._work)

@@ -8,6 +8,7 @@
         model.safetensors    the parameters, by name
         summary.json         accuracy, time, bytes, staleness, ...
         logs/                one file a rank, by role and rank
+        records/             with --record, one file a rank: what psgrad replay needs
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tomli_w
@@ -72,6 +73,12 @@ def _make_new(folder: Path) -> Path:
             continue
         return candidate
     raise AssertionError("there is always another number")
+
+
+def open_record(folder: Path, rank: int) -> BinaryIO:
+    """The file of the record of ``rank``, to be written."""
+    (folder / "records").mkdir(exist_ok=True)
+    return (folder / "records" / f"rank-{rank}.record").open("wb")
 
 
 def save_model(folder: Path, params: Mapping[str, NDArray[np.float32]]) -> None:

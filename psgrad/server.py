@@ -29,6 +29,7 @@ from psgrad.numbering import Numbering
 from psgrad.options import Options
 from psgrad.params_encoder import ParamsEncoder
 from psgrad.pools import GradientPool, SnapshotPool
+from psgrad.record import Recorder
 from psgrad.registration import differing, reference_memory
 from psgrad.roles import Roles
 from psgrad.shard import Shard
@@ -56,6 +57,7 @@ class Server:
         run: int,
         sink: Sink,
         shard: type[Shard] = Shard,
+        recorder: Recorder | None = None,
     ) -> None:
         self._transport = transport
         self._roles = roles
@@ -70,6 +72,7 @@ class Server:
         self._registrations: dict[int, dict[str, Any]] = {}  # of workers that wait for an answer
         self._digest = 0
         self._kind_of_shard = shard
+        self._recorder = recorder
         self._shard: Shard | None = None
         self._balance = 1.0
         self._notice = ""  # of the registration, for people
@@ -89,10 +92,12 @@ class Server:
             peer, header = message
             self._check_sender(peer, header)
             payload = self._placed[peer].popleft() if header.nbytes else None
-            if self._numbering.take(peer, header.number):
-                self._handle(header, payload)
-            else:
+            if not self._numbering.take(peer, header.number):
                 self._repeated += 1
+                continue
+            if self._recorder is not None:
+                self._recorder.took(peer, header)
+            self._handle(header, payload)
         if self._shard is not None and (blocked := self._shard.blocked()):
             raise ProtocolError("the run ended with unanswered messages: " + "; ".join(blocked))
         if self._gradients.lent:
@@ -175,6 +180,8 @@ class Server:
         header, payload = self._encoder.encode(reply)
         self._traffic.bytes_pulled += HEADER_NBYTES + header.nbytes
         peer = self._roles.rank_of(header.worker)
+        if self._recorder is not None:
+            self._recorder.answered(peer, header)
         leaves = not self._roles.same_node(self._transport.rank, peer)
         if payload is not None and payload.size and leaves and header.flags & Flag.ENCODED:
             seal(payload)

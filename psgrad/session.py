@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from psgrad.crash import describe, exit_status, say
 from psgrad.errors import ConfigError, PsgradError
+from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
+from psgrad.record import Recorder
 from psgrad.roles import Roles
 from psgrad.schedules import Constant, Schedule
 from psgrad.server import Server
@@ -184,22 +186,33 @@ class Session:
         return self.transport.exchange(text.encode() if self.rank == 0 else b"")[0].decode()
 
     def run(
-        self, main: Callable[[Worker], T], *, sink: Sink | None = None, **options: Any
+        self,
+        main: Callable[[Worker], T],
+        *,
+        sink: Sink | None = None,
+        recorder: Recorder | None = None,
+        **options: Any,
     ) -> T | None:
-        """``psgrad.run`` within this session; ``sink`` takes a server's log lines."""
+        """``psgrad.run`` within this session.
+
+        ``sink`` takes a server's log lines, ``recorder`` what a replay of the run needs.
+        """
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         hosts = self.transport.exchange(self.transport.host.encode())
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
+        if chosen.compression.push or chosen.compression.pull:
+            self._load_kernels(hosts)
         comm = self.transport.subgroup(list(roles.worker_ranks))
         try:
             if roles.is_server(self.rank):
                 log = sink or Silent()
-                Server(self.transport, roles, chosen, run_id, log, self._shard).serve()
+                server = Server(self.transport, roles, chosen, run_id, log, self._shard, recorder)
+                server.serve()
                 return None
-            worker = Worker(self.transport, roles, chosen, run_id, comm)
+            worker = Worker(self.transport, roles, chosen, run_id, comm, recorder)
             try:
                 value = main(worker)
             except SystemExit as request:
@@ -210,6 +223,15 @@ class Session:
             return value
         except BaseException as error:
             self._end_job(error, roles)
+
+    def _load_kernels(self, hosts: Sequence[bytes]) -> None:
+        """Before anything is timed, and first on one rank of each host: it may have to compile."""
+        first = hosts.index(hosts[self.rank]) == self.rank
+        if first:
+            chunks.fastest()
+        self.transport.exchange(b"")
+        if not first:
+            chunks.fastest()
 
     def _end_job(self, error: BaseException, roles: Roles) -> NoReturn:
         """Reports ``error`` and takes the other ranks along: they would wait for this one."""

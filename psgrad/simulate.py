@@ -7,15 +7,17 @@ network of ``--simulate`` does. ``breakpoint()`` works anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from psgrad import pace
 from psgrad.config import Config
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.invariants import CheckedShard
 from psgrad.session import Session
-from psgrad.train import train_in
+from psgrad.train import NOTHING, train_in
 from psgrad.transport.clockwork import RankError
 from psgrad.transport.network import Network
 from psgrad.transport.simulated import SimulatedTransport, Simulation
@@ -71,7 +73,13 @@ def parse(text: str) -> Cluster:
     return Cluster(**values)  # type: ignore[arg-type]  # as its fields say
 
 
-def train(config: Config, stamp: str, terminal: bool = False, trace: Path | None = None) -> None:
+def train(
+    config: Config,
+    stamp: str,
+    terminal: bool = False,
+    trace: Path | None = None,
+    about: Mapping[str, Any] = NOTHING,
+) -> None:
     """Trains as ``config`` says on the cluster that ``config.simulate`` describes.
 
     Writes a Chrome trace to ``trace``, also of a run that fails. Raises what ended the run.
@@ -83,7 +91,7 @@ def train(config: Config, stamp: str, terminal: bool = False, trace: Path | None
 
     def program(transport: SimulatedTransport) -> None:
         with Session(transport=transport, shard=CheckedShard) as session:
-            train_in(session, lambda: config, stamp, terminal, compute)
+            train_in(session, lambda: config, stamp, terminal, compute, about)
 
     try:
         simulation.run(program)

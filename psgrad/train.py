@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from psgrad.optimizers import OPTIMIZERS
 from psgrad.options import check_chunk_bytes
 from psgrad.pace import Pace
 from psgrad.progress import Progress, Snapshot
+from psgrad.record import Recorder
 from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES
 from psgrad.session import Session
@@ -42,6 +43,7 @@ TABLES: Final[Tables] = MappingProxyType(
         "schedule": {"constant": SCHEDULES["constant"], **SCHEDULES},
     }
 )
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
 
 
@@ -58,22 +60,31 @@ def train(
     configuration: Callable[[], Config],
     stamp: str,
     terminal: bool = False,
+    about: Mapping[str, Any] = NOTHING,
     comm: MPI.Intracomm | None = None,
 ) -> None:
     """Trains as one rank of ``comm``. ``configuration`` is called once the ranks can agree on its
     errors; ``stamp``, a date and time, names the run folder; ``terminal``: a person looks on."""
     with Session(comm) as session:
-        train_in(session, configuration, stamp, terminal)
+        train_in(session, configuration, stamp, terminal, about=about)
 
 
 def train_in(
     session: Session,
     configuration: Callable[[], Config],
     stamp: str,
-    terminal: bool,
+    terminal: bool = False,
     pace: Pace | None = None,
+    about: Mapping[str, Any] = NOTHING,
+    choices: Sequence[int] | None = None,
+    show: Callable[[str], None] | None = None,
 ) -> None:
-    """Trains as one rank of ``session``; with ``pace``, that is how long computing takes."""
+    """Trains as one rank of ``session``.
+
+    With ``pace``, that is how long computing takes. ``about`` is what a record is to say of this
+    process; ``choices`` are the codecs of a record that this run repeats; ``show`` takes what is
+    for a person (default: to stderr).
+    """
     config = session.agree(configuration)
     session.compare(config.flat())
     roles = session.agree(lambda: Roles(session.size, config.servers))
@@ -92,10 +103,19 @@ def train_in(
         if style == "auto":
             style = "line" if terminal else "plain"
         progress = Progress(sys.stderr, style, worker.now)
-        trainer = Trainer(config, worker, loaded, kernels, planted, folder, journal, progress, pace)
+        trainer = Trainer(
+            config, worker, loaded, kernels, planted, folder, journal, progress, pace, show or _show
+        )
         trainer.run(session.rank)
 
-    with closing(Journal(folder, name, session.transport.now, metrics=first_worker)) as journal:
+    with ExitStack() as stack:
+        now = session.transport.now
+        journal = stack.enter_context(closing(Journal(folder, name, now, metrics=first_worker)))
+        recorder = None
+        if config.record:
+            file = stack.enter_context(runfolder.open_record(folder, session.rank))
+            place = {"rank": session.rank, "size": session.size, "psgrad_version": __version__}
+            recorder = Recorder(file, {**about, **place}, choices)
         session.run(
             main,
             servers=config.servers,
@@ -113,6 +133,7 @@ def train_in(
             zstd=config.zstd,
             seed=config.seed,
             sink=journal,
+            recorder=recorder,
         )
 
 
@@ -134,6 +155,7 @@ class Trainer:
         sink: Sink,
         progress: Progress,
         pace: Pace | None,
+        show: Callable[[str], None],
     ) -> None:
         self._config = config
         self._worker = worker
@@ -144,6 +166,7 @@ class Trainer:
         self._sink = sink
         self._progress = progress
         self._pace = pace
+        self._show = show
         self._samples = 0
 
     def run(self, mpi_rank: int) -> None:
@@ -153,7 +176,7 @@ class Trainer:
         worker.register(model.init(dataset.features, dataset.classes, config.seed))
         compute = Compute(config, worker, self._kernels)
         if worker.rank == 0:
-            _show(self._opening())
+            self._show(self._opening())
         start = worker.now()
         self._epochs(compute, mpi_rank)
         steps = worker.clock
@@ -249,7 +272,7 @@ class Trainer:
         self._sink.record("summary", summary=summary)
         runfolder.save_model(self._folder, worker.params)
         runfolder.save_summary(self._folder, summary)
-        _show(runfolder.closing(summary, self._folder))
+        self._show(runfolder.closing(summary, self._folder))
         if config.json:
             # Two streams: without a pause the launcher may pass the lines above on after this one.
             worker.sleep(FORWARD_S)

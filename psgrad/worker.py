@@ -24,6 +24,7 @@ from psgrad.links import ServerLinks
 from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict, decode_json, encode_json
 from psgrad.options import Options
 from psgrad.push_encoder import PushEncoder
+from psgrad.record import Recorder
 from psgrad.registered import Registered
 from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
@@ -33,7 +34,13 @@ class Worker:
     """One worker rank, handed to ``main`` by ``psgrad.run``."""
 
     def __init__(
-        self, transport: Transport, roles: Roles, options: Options, run: int, comm: Any = None
+        self,
+        transport: Transport,
+        roles: Roles,
+        options: Options,
+        run: int,
+        comm: Any = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.rank = roles.worker_of(transport.rank)
         """This worker's index, 0 to size - 1; not the MPI rank."""
@@ -48,7 +55,10 @@ class Worker:
         self._transport = transport
         self._roles = roles
         self._options = options
-        self._links = ServerLinks(transport, roles, run, options.window, options.compression.pull)
+        self._recorder = recorder
+        self._links = ServerLinks(
+            transport, roles, run, options.window, options.compression.pull, recorder
+        )
         self._weight = 1.0  # of the last push that was not empty
         self._state: Registered | None = None
         self._encoder: PushEncoder | None = None
@@ -252,6 +262,7 @@ class Worker:
             self._options.seed,
             self.rank,
             self._transport.now,
+            self._recorder,
         )
 
     def _push(self, kind: Kind, grads: Mapping[str, ArrayLike] | None, weight: float) -> None:

@@ -49,7 +49,7 @@ def trained(monkeypatch):
     """The configurations that ``psgrad train`` would have run."""
     configurations = []
 
-    def train(configuration, stamp, terminal):
+    def train(configuration, stamp, terminal, about):
         assert re.fullmatch(r"\d{8}-\d{6}", stamp)
         configurations.append(configuration())
 
@@ -293,7 +293,7 @@ def test_roles_that_cannot_be_start_no_job(capsys, started, ranks, argv, text):
     [(None, "psgrad: error: text\n"), (True, "psgrad: error: text\n"), (False, "")],
 )
 def test_an_error_that_all_ranks_raise_is_told_by_one(capsys, monkeypatch, spokesman, told):
-    def train(configuration, stamp, terminal):
+    def train(configuration, stamp, terminal, about):
         error = ConfigError("text")
         error.spokesman = spokesman
         raise error

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NoReturn, TypeVar
@@ -53,8 +53,9 @@ class Simulation:
 
     ``stall_after_s`` is the virtual time that may pass without a message that arrives or a rank
     that ends, ``event_limit`` the number of events in a run. With ``trace``, every ``Event`` is
-    kept in the attribute of that name, or handed to the sink that is given. Raises ``ConfigError``
-    for faults of ranks that there are not.
+    kept in the attribute of that name, or handed to the sink that is given. ``order`` has, for some
+    ranks, whose messages they receive, one after the other; what comes before its turn waits.
+    Raises ``ConfigError`` for faults of ranks that there are not.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Simulation:
         stall_after_s: float = 3600.0,
         event_limit: int = 20_000_000,
         trace: bool | Sink = False,
+        order: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         if size < 1:
             raise ConfigError(f"a simulation needs at least 1 rank, got {size}")
@@ -79,6 +81,7 @@ class Simulation:
         wires = Wires(network, faults, seed, size)
         self._carrier = Carrier(self._clock, wires, network.latency_s, sink)
         self._begun = False
+        self._order = order or {}
         self._kills = [fault for fault in faults if isinstance(fault, Kill)]
 
     @property
@@ -119,7 +122,12 @@ class Simulation:
             if kill.call is not None:
                 last_call[kill.rank] = min(kill.call, last_call.get(kill.rank, math.inf))
         transports = [
-            SimulatedTransport(self._carrier, end, last_call.get(end.rank.index, math.inf))
+            SimulatedTransport(
+                self._carrier,
+                end,
+                last_call.get(end.rank.index, math.inf),
+                self._order.get(end.rank.index, ()),
+            )
             for end in self._carrier.ends
         ]
         return self._clock.run([partial(self._play, program, t) for t in transports])
@@ -144,7 +152,9 @@ class SimulatedTransport:
     size than its header says, a peer that is connected to twice, a call after ``close``.
     """
 
-    def __init__(self, carrier: Carrier, end: End, last_call: float) -> None:
+    def __init__(
+        self, carrier: Carrier, end: End, last_call: float, order: Sequence[int] = ()
+    ) -> None:
         self._carrier = carrier
         self._clock = carrier.clock
         self._end = end
@@ -153,6 +163,7 @@ class SimulatedTransport:
         self._last_call = last_call
         self._readings = 0  # of the clock since it last waited
         self._ready: deque[tuple[int, Header]] = deque()
+        self._order = deque(order)
 
     @property
     def rank(self) -> int:
@@ -217,7 +228,7 @@ class SimulatedTransport:
     def receive(self, place: Place, timeout: float | None = None) -> tuple[int, Header] | None:
         """The next whole message; None when ``timeout`` seconds, at least ``POLL_S``, pass."""
         self._begin()
-        if not self._ready:
+        while (message := self._next_in_order()) is None:
             if not self._end.inbox:
                 wait_s = math.inf if timeout is None else max(timeout, POLL_S)
                 if not self._wait("receive", self._clock.now_s + wait_s):
@@ -225,7 +236,19 @@ class SimulatedTransport:
             # As over MPI, all that is there gets its place before the first of it is returned.
             while self._end.inbox:
                 self._take(place)
-        return self._ready.popleft()
+        return message
+
+    def _next_in_order(self) -> tuple[int, Header] | None:
+        """Of what is ready, the message whose turn it is."""
+        if not self._order:
+            return self._ready.popleft() if self._ready else None
+        for i, (peer, _) in enumerate(self._ready):
+            if peer == self._order[0]:
+                message = self._ready[i]
+                del self._ready[i]
+                self._order.popleft()
+                return message
+        return None
 
     def close(self) -> None:
         self._begin()

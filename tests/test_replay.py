@@ -1,0 +1,82 @@
+"""Real runs, repeated in one process: only the order of messages makes two runs differ."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_train import train
+
+from psgrad import cli
+
+SMALL = ("--epochs", 3, "--set", "model.hidden=[16]", "--progress", "off", "--record")
+
+
+def replay(capsys, run):
+    """(status, outcome, what a person saw)."""
+    status = cli.main(["replay", str(run), "--json"])
+    seen = capsys.readouterr()
+    lines = seen.out.splitlines()
+    return status, json.loads(lines[-1]) if lines else None, seen.out + seen.err
+
+
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [
+        ("async", ["--optimizer", "adam", "--schedule", "cosine", "--set", "schedule.total=60"]),
+        ("async", ["--codec", "adaptive", "--pull-codec", "topk:0.1", "--optimizer", "sgd"]),
+        ("ssp", ["--codec", "topk:0.05,select=threshold", "--zstd", "on"]),
+        ("sync", ["--inject", "nan:rank=3,step=2"]),
+    ],
+)
+def test_a_run_is_repeated_bit_for_bit(mpi, tmp_path, capsys, mode, more):
+    folder = tmp_path / "run"
+    summary, _ = train(
+        mpi, folder, "--mode", mode, "--servers", 2, *SMALL, *more, "--inject",
+        "slow:rank=2,factor=2", ranks=5,
+    )  # fmt: skip
+    status, outcome, seen = replay(capsys, folder)
+    assert status == 0, seen
+    assert outcome["equal"]
+    assert outcome["repeated"] == outcome["recorded"] == summary["params_sha256"]
+    assert outcome["ranks"] == 5
+    assert outcome["entries"] >= 2 * summary["steps"], "each push, at both ends"
+    assert "parameters equal bit for bit" in seen
+    assert not (folder / "replay").exists()
+
+
+def test_another_order_is_another_run(mpi, tmp_path, capsys):
+    """Who is told to take messages in an order that was not the run's comes to something else."""
+    folder = tmp_path / "run"
+    train(mpi, folder, "--mode", "async", *SMALL, ranks=4)
+    path = folder / "records" / "rank-0.record"
+    line, _, rest = path.read_bytes().partition(b"\n")
+    entries = [rest[i : i + 40] for i in range(0, len(rest), 40)]
+    took = [i for i, entry in enumerate(entries) if entry[0] == 1 and entry[1] == 6]
+    peers = [entries[i][4:8] for i in took]
+    i = next(i for i in range(len(took) // 2, len(took) - 1) if peers[i] != peers[i + 1])
+    one, other = took[i], took[i + 1]
+    entries[one], entries[other] = entries[other], entries[one]
+    path.write_bytes(line + b"\n" + b"".join(entries))
+    status, outcome, seen = replay(capsys, folder)
+    assert status == 1
+    assert not outcome["equal"]
+    assert "the replay is not the run" in seen
+
+
+def test_a_run_without_a_record(mpi, tmp_path, capsys):
+    folder = tmp_path / "run"
+    train(mpi, folder, *SMALL[:-1], ranks=2)
+    status, _, seen = replay(capsys, folder)
+    assert status == 2
+    assert "there is no record in" in seen
+    assert "psgrad train --record writes one" in seen
+
+
+def test_a_run_that_did_not_end(mpi, tmp_path, capsys):
+    folder = tmp_path / "run"
+    train(mpi, folder, *SMALL, ranks=2)
+    (folder / "summary.json").unlink()
+    status, _, seen = replay(capsys, folder)
+    assert status == 2
+    assert "is not the folder of a run that has ended well" in seen
