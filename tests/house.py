@@ -28,7 +28,9 @@ class Row(NamedTuple):
 HOUSE = (
     Row(0, "errors version"),
     Row(0, "crash"),
+    Row(1, "segments"),
     Row(1, "kernels layout messages metrics roles"),
+    Row(1, "record"),
     Row(1, "arrays config pace"),
     Row(2, "codecs consistency data guard models optimizers schedules"),
     Row(2, "update"),
@@ -43,7 +45,7 @@ HOUSE = (
     Row(6, "bench causes compute faults launch progress runfolder scenario"),
     Row(6, "rehearsal"),
     Row(6, "jobs train"),
-    Row(6, "simulate"),
+    Row(6, "replay simulate"),
     Row(7, "commands"),
     Row(7, "cli"),
     Row(7, "__main__"),

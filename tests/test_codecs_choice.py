@@ -152,6 +152,18 @@ def test_with_a_global_ratio_a_chunk_is_never_larger_than_raw():
         assert payloads[chunk.index].size <= codec.nbytes_max(chunk.size) <= 24 + chunk.nbytes
 
 
+@pytest.mark.parametrize(
+    ("scope", "select"), [("global", "exact"), ("global", "threshold"), ("tensor", "exact")]
+)
+def test_by_itself_a_scope_is_the_chunk(scope, select):
+    codec = parse(f"topk:1.0,scope={scope},select={select}")
+    x = gradient(1)[:5000]
+    out = np.zeros(codec.nbytes_max(x.size), np.uint8)
+    nbytes = codec.encode(x, None, out, Key(1, 0, 1, 0), Workspace())
+    assert stored(out[:nbytes]) > 0.8 * x.size
+    codec.open(out[:nbytes], x.size)
+
+
 def test_a_ratio_of_each_tensor():
     """Small tensors are heard, whatever the scale of their neighbours; at least one element."""
     codec = parse("topk:0.05,scope=tensor")
@@ -210,6 +222,12 @@ def test_a_measured_second_counts():
     (first,) = used(encode(fastest, 1, gradient(1), link_rate=1e9, seconds=1e-9))
     encode(fastest, 2, gradient(2), link_rate=1e9, seconds=1.0)
     assert first not in used(encode(fastest, 3, gradient(3), link_rate=1e9, seconds=1e-9))
+
+
+def test_very_large_gradients_are_weighed():
+    grads = gradient(1) * np.float32(1e37)
+    payloads = encode(choice(parse("adaptive"), LAYOUT, CHUNKS, Clock()), 1, grads, link_rate=1e6)
+    assert used(payloads) == {"int4"}
 
 
 def test_what_is_learned_is_saved():

@@ -109,7 +109,7 @@ class Trial:
     ) -> Trial:
         """Encodes v[n] with each of them."""
         n = v.size
-        energy = float(np.dot(v, v)) or 1.0
+        energy = _energy(v) or 1.0
         nbytes, error, seconds = np.zeros((3, len(candidates)))
         for i, codec in enumerate(candidates):
             out = work.take("adaptive.out", codec.nbytes_max(n), np.uint8)
@@ -118,7 +118,7 @@ class Trial:
             begin = now()
             nbytes[i] = codec.encode(v, kept, out, Key(0, 0, 1 << 30, 0), work) - HEADER_NBYTES
             seconds[i] = now() - begin
-            error[i] = float(np.dot(kept, kept)) / energy
+            error[i] = _energy(kept) / energy
         return cls(nbytes / n, error, seconds / n)
 
 
@@ -175,6 +175,11 @@ class FastestChoice:
 
     def load_state_dict(self, state: State) -> None:
         load(self.state_dict(), state)
+
+
+def _energy(v: Float32) -> float:
+    """|v|^2, in float64: squares of large numbers are no float32."""
+    return float(np.square(v, dtype=np.float64).sum())
 
 
 def _pieces(n: int) -> list[slice]:

@@ -163,7 +163,7 @@ class TopK:
     def select_from(self, v: Float32, add: Float32 | None, step: int, work: Workspace) -> Selected:
         """What is sent of v[n], after v += add."""
         pick = top_k if self.select == "exact" else above_threshold
-        return pick(v, self.count(v.size, step), work, add)
+        return pick(v, min(self.count(v.size, step), self.most(v.size, step)), work, add)
 
     def _nbytes(self, n: int, k: int) -> int:
         """The most bytes that a payload with k indices may need."""

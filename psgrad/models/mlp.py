@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.kernels import ACTIVATIONS, Array, Kernels
-from psgrad.models.softmax import (
+from psgrad.models.layers import (
     bias_name,
     check_init,
     dense_grad,
     glorot,
+    he,
     mean_scale,
     weight_name,
 )
@@ -109,12 +110,3 @@ class MLP:
         last = len(self.hidden)
         z = kernels.xp.matmul(h, params[weight_name(last)])
         return saved, kernels.bias_activation(z, params[bias_name(last)], "identity")
-
-
-def he(seed: int, layer: int, fan_in: int, fan_out: int) -> NDArray[np.float32]:
-    """Weights [fan_in, fan_out], normal with deviation sqrt(2 / fan_in): He et al. 2015.
-
-    It keeps the variance where half of the units are zero; gelu is close enough to share it.
-    """
-    unit = np.random.default_rng([seed, layer]).standard_normal((fan_in, fan_out), dtype=np.float32)
-    return np.float32(np.sqrt(2.0 / fan_in)) * unit
