@@ -2,9 +2,9 @@
 
 Later sources win: defaults, TOML file, environment, command line, ``--set``. A key has a dotted
 name, ``staleness`` or ``model.hidden``; in the environment it is ``PSGRAD_STALENESS`` or
-``PSGRAD_MODEL__HIDDEN``. ``model``, ``optimizer`` and ``schedule`` choose an entry of a table of
-names by ``name``; the entry's fields are the further keys. The tables are handed in, so this module
-knows no model and no optimizer.
+``PSGRAD_MODEL__HIDDEN``. ``model``, ``optimizer``, ``schedule`` and ``outer`` choose an entry of a
+table of names by ``name``; the entry's fields are the further keys. The tables are handed in, so
+this module knows no model and no optimizer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENVIRONMENT_PREFIX: Final = "PSGRAD_"
 NOT_KEYS: Final = frozenset({"PSGRAD_MPI", "PSGRAD_TERMINAL"})
 
 Tables = Mapping[str, Mapping[str, type]]
-"""For each of ``model``, ``optimizer``, ``schedule``: name -> the dataclass of its options."""
+"""For each of ``model``, ``optimizer``, ...: name -> the dataclass of its options."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Config:
     dataset: Any
     optimizer: Choice
     schedule: Choice
+    outer: Choice | None = None  # of the table, where it is handed in
     segments: tuple[SegmentOptions, ...] = ()
     mode: str = _key("ssp", "sync, ssp (bounded staleness) or async", among=MODES)
     staleness: int | None = _key(None, "staleness bound of ssp (3)", least=0)
@@ -72,6 +73,8 @@ class Config:
     epochs: int = _key(20, "passes over the training data", least=1)
     batch_size: int = _key(32, "samples in a (micro-)batch of one worker", least=1)
     accumulate: int = _key(1, "micro-batches in one step", least=1)
+    local_steps: int = _key(1, "steps that a worker takes by itself between two pushes")
+    elastic: float = _key(0.0, "elastic averaging: how far copy and centre move together; 0: off")
     clip_norm: float | None = _key(None, "clip each worker's gradient to this L2 norm", above=0)
     codec: str = _key("none", "how gradients travel, such as topk:0.01 or int8")
     pull_codec: str = _key("none", "how parameters travel, such as int8 or fp16")
@@ -84,6 +87,9 @@ class Config:
     chunk_bytes: int = _key(0, "bytes of a chunk; 0: the default grid", least=0)
     window: int = _key(8, "unanswered chunks of a worker at one server", least=1)
     reference_bytes: int = _key(4 << 30, "most bytes of pull references on one server", least=0)
+    shared_memory: str = _key(
+        "auto", "within a node: auto (where it can be), on, off", among=("auto", "on", "off")
+    )
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)
     json: bool = _key(False, "print the summary as JSON on the last line")
@@ -98,6 +104,11 @@ class Config:
         if self.mode == "ssp":
             return DEFAULT_STALENESS if self.staleness is None else self.staleness
         return 0 if self.mode == "sync" else None
+
+    @property
+    def local(self) -> bool:
+        """Whether workers take steps by themselves."""
+        return self.local_steps > 1 or self.elastic > 0
 
     def flat(self) -> dict[str, Any]:
         """Every key by its dotted name, in TOML's types; keys without a value are left out."""
@@ -209,7 +220,7 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
             flat.update({f"{key}.{inner}": v for inner, v in _flatten(value).items()})
         else:
             # `model = "mlp"` is short for `[model]` with `name = "mlp"`.
-            named = key in ("model", "dataset", "optimizer", "schedule")
+            named = key in ("model", "dataset", "optimizer", "schedule", "outer")
             flat[f"{key}.name" if named else key] = value
     return flat
 

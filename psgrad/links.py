@@ -64,14 +64,20 @@ class ServerLinks:
         self._placed: dict[int, deque[Bytes]] = {rank: deque() for rank in self._servers}
         self._inbox: deque[tuple[Header, bytes]] = deque()
         self._params_of: Callable[[int], Float32] | None = None
+        self._take_shared: Callable[[int], int] | None = None
         self._recorder = recorder
         self._numbering = Numbering()
         self._held: dict[int, int] = {}  # chunk -> version of the reference that lies in its memory
         transport.connect(self._servers)
 
-    def receive_params_into(self, params_of: Callable[[int], Float32]) -> None:
-        """``params_of(chunk)`` is the memory that the parameters of a chunk are received into."""
-        self._params_of = params_of
+    def receive_params_into(
+        self, params_of: Callable[[int], Float32], take_shared: Callable[[int], int]
+    ) -> None:
+        """``params_of(chunk)`` is the memory that the parameters of a chunk are received into.
+
+        ``take_shared(chunk)`` takes over those that lie in shared memory, and says how many bytes.
+        """
+        self._params_of, self._take_shared = params_of, take_shared
 
     def request(self, server: int, header: Header, payload: Buffer | None = None) -> None:
         """Sends a message about a chunk, when the window has room for it."""
@@ -151,6 +157,8 @@ class ServerLinks:
         self.answered.staleness = max(0, header.clock - header.slowest)
         if header.flags & Flag.ENCODED and header.nbytes:
             self._decode(header.chunk, self._placed[server].popleft())
+        if header.flags & Flag.SHARED and self._take_shared is not None:
+            self.wire_nbytes += self._take_shared(header.chunk)
         if header.flags & Flag.HELD:
             self._held[header.chunk] = header.version
         else:

@@ -72,6 +72,8 @@ class Kind(enum.IntEnum):
     STATS = 13
     STATS_ARE = 14  # payload: the server's counters
     FINISH = 15  # the worker's main has returned; not answered
+    SHARE = 16  # payload: where a worker's memory is, for a server of its node
+    SHARED = 17  # payload: whether the server reads it
 
 
 class Verdict(enum.IntEnum):
@@ -95,6 +97,7 @@ class Flag:
     DENSE: Final = 2  # in a PULL or STEP: answer with float32 whatever the pull codec
     HELD: Final = 4  # in a request, the worker holds the reference of ``version``; in a reply, it
     # does now
+    SHARED: Final = 8  # there is no payload: it lies in memory that both ranks have
 
 
 class Header(NamedTuple):

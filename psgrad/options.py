@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any, Final
 
 from psgrad.codecs import Compression
-from psgrad.errors import ConfigError
+from psgrad.errors import ConfigError, unknown_name
 from psgrad.layout import SMALLEST_CHUNK_BYTES, SegmentOptions
 from psgrad.optimizers import OPTIMIZERS, SGD, Optimizer
 from psgrad.roles import Roles
@@ -19,6 +19,7 @@ from psgrad.schedules import SCHEDULES, Constant, Schedule
 
 LARGEST_CHUNK_BYTES: Final = 1 << 30  # MPI counts bytes in 32 bits
 REFERENCE_BYTES: Final = 4 << 30
+SHARED_MEMORY: Final = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Options:
     chunk_bytes: int = 0
     window: int = 8
     reference_bytes: int = REFERENCE_BYTES
+    shared_memory: str = "auto"
     codec: str = "none"
     pull_codec: str = "none"
     feedback: str = "auto"
@@ -61,6 +63,8 @@ class Options:
             raise ConfigError(f"seed must be below 2^32, got {self.seed}")
         _known("optimizer", self.optimizer, tuple(OPTIMIZERS.values()), "psgrad.SGD(0.1)")
         _known("schedule", self.schedule, tuple(SCHEDULES.values()), "psgrad.Cosine(total=1000)")
+        if self.shared_memory not in SHARED_MEMORY:
+            raise ConfigError(unknown_name("shared_memory", self.shared_memory, SHARED_MEMORY))
         for name in ("codec", "pull_codec", "feedback", "zstd"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a string, got {getattr(self, name)!r}")
@@ -69,6 +73,11 @@ class Options:
             raise ConfigError(
                 f"feedback ef21 needs sync mode (staleness 0), got staleness {self.staleness}; "
                 "use feedback ef"
+            )
+        if self.shared_memory == "on" and compression.pull is not None:
+            raise ConfigError(
+                f"with pull codec {self.pull_codec!r} parameters travel, with shared_memory on they "
+                "do not; use shared_memory auto, or pull codec none"
             )
         object.__setattr__(self, "compression", compression)
 

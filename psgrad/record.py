@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from psgrad.errors import DataError
-from psgrad.messages import Header, Kind
+from psgrad.messages import Flag, Header, Kind
 
 MAGIC: Final = "psgrad record"
 FORMAT: Final = 1
@@ -121,6 +121,19 @@ class Record(NamedTuple):
     def choices(self) -> list[int]:
         """The codes of the codecs that it chose."""
         return [entry.kind for entry in self.entries if entry.what == CHOSE]
+
+
+def by_message(record: Record) -> Record:
+    """The record as it would be if nothing had been read from shared memory.
+
+    What was read there is a header in any case; in a replay the payload comes with it.
+    """
+    entries = [
+        entry._replace(flags=entry.flags & ~Flag.SHARED)
+        for entry in record.entries
+        if entry.what == CHOSE or entry.kind not in (Kind.SHARE, Kind.SHARED)
+    ]
+    return record._replace(entries=entries)
 
 
 def read(data: bytes, name: str) -> Record:

@@ -14,6 +14,7 @@ from psgrad.errors import LayoutError
 from psgrad.guard import StepGuard
 from psgrad.layout import Chunk, Float32, Layout, assign
 from psgrad.options import Options
+from psgrad.sharing import WorkerMemory
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,23 @@ class Registered:
     owner: tuple[int, ...]  # of each chunk: the server
     chunks: tuple[Chunk, ...]
     trained: tuple[Chunk, ...]  # what this worker pushes, in the order in which it does
-    flat_params: Float32
-    flat_grads: Float32
+    memory: WorkerMemory
     params: Arrays
     grads: Arrays
     guard: StepGuard
 
     @classmethod
-    def of(cls, layout: Layout, options: Options, servers: int, worker: int) -> Registered:
-        """The arrays of ``worker``: zeros still."""
+    def of(
+        cls, layout: Layout, options: Options, servers: int, worker: int, memory: WorkerMemory
+    ) -> Registered:
+        """The arrays of ``worker`` in ``memory``."""
         chunks = layout.chunks(options.chunk_bytes)
         groups = {s.index: s.options.members for s in layout.segments}
         mine = [c for c in chunks if (g := groups[c.segment]) is None or worker in g]
-        params, grads = (np.zeros(layout.size, np.float32) for _ in range(2))
-        seen = params.view()
-        # What a difference is added to must be what the servers think it is.
-        seen.flags.writeable = options.compression.differences is None
+        seen = memory.params.view()
+        if options.compression.differences is not None:
+            # What a difference is added to must be what the servers think it is.
+            seen.flags.writeable = False
         trained_segments = {chunk.segment for chunk in mine}
         segments = [s for s in layout.segments if s.index in trained_segments]
         return cls(
@@ -47,26 +49,33 @@ class Registered:
             assign(chunks, servers),
             chunks,
             tuple(reversed(mine)),
-            params,
-            grads,
+            memory,
             Arrays(layout.views(seen)),
-            Arrays(layout.views(grads)),
+            Arrays(layout.views(memory.grads)),
             StepGuard(layout, segments, options.clip_norm),
         )
 
     def params_of(self, index: int) -> Float32:
         """The parameters of a chunk: where pulls are received."""
         chunk = self.chunks[index]
-        return self.flat_params[chunk.start : chunk.stop]
+        return self.memory.params[chunk.start : chunk.stop]
+
+    def take_shared(self, index: int) -> int:
+        """Takes over the parameters of a chunk that lie in shared memory; how many bytes."""
+        chunk = self.chunks[index]
+        self.memory.received(chunk.start, chunk.stop)
+        return chunk.nbytes
 
     def grads_of(self, chunk: Chunk) -> Float32:
         """The gradient of a chunk: what pushes send."""
-        return self.flat_grads[chunk.start : chunk.stop]
+        return self.memory.grads[chunk.start : chunk.stop]
 
-    def set_params(self, values: Mapping[str, Any]) -> None:
-        """Takes over initial values, of all parameters."""
-        for name, view in self.layout.views(self.flat_params).items():
+    def flattened(self, values: Mapping[str, Any]) -> Float32:
+        """Initial values of all parameters, as a flat vector."""
+        flat = np.zeros(self.layout.size, np.float32)
+        for name, view in self.layout.views(flat).items():
             np.copyto(view, np.asarray(values[name]))
+        return flat
 
     def set_grads(self, values: Mapping[str, ArrayLike]) -> None:
         """Takes over a gradient; raises ``LayoutError`` where one of a parameter is missing."""

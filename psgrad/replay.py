@@ -18,7 +18,7 @@ from typing import Any
 from psgrad.config import from_toml
 from psgrad.errors import DataError
 from psgrad.invariants import CheckedShard
-from psgrad.record import Record, differences, read_all
+from psgrad.record import Record, by_message, differences, read_all
 from psgrad.session import Session
 from psgrad.train import configure, train_in
 from psgrad.transport.clockwork import SimulationError
@@ -40,6 +40,7 @@ def replay(run: Path, records: Sequence[Record], stamp: str, about: Mapping[str,
 
     Raises ``DataError`` where the run did not end well or there is nothing to repeat it from.
     """
+    records = [by_message(record) for record in records]
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

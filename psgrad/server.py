@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from psgrad.chunk_state import Counters, Reply, Rules
 from psgrad.codecs.wire import seal
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import ConfigError, ProtocolError
-from psgrad.layout import Layout, assign, balance
+from psgrad.layout import Float32, Layout, assign, balance
 from psgrad.messages import (
     CONTROL_LIMIT,
     HEADER_NBYTES,
@@ -33,7 +33,9 @@ from psgrad.record import Recorder
 from psgrad.registration import differing, reference_memory
 from psgrad.roles import Roles
 from psgrad.shard import Shard
+from psgrad.sharing import ServerSharing
 from psgrad.transport import Buffer, Sent, Transport
+from psgrad.transport.shared import SharingError
 
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
 
@@ -80,6 +82,8 @@ class Server:
         # Payloads that have a place and are not delivered yet, oldest first, by rank.
         self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
         self._gradients = GradientPool()
+        self._sharing = ServerSharing(options, roles, transport.rank)
+        self._layout: Layout | None = None
         self._snapshots = SnapshotPool()
         self._encoder = ParamsEncoder(self._compression.pull, options.seed)
 
@@ -155,6 +159,8 @@ class Server:
             self._send(worker, header._replace(kind=Kind.STATS_ARE), encode_json(self._stats()))
         elif kind is Kind.FINISH:
             self._finish(worker)
+        elif kind is Kind.SHARE:
+            self._share(worker, decode_json(payload))
         elif self._shard is None:
             raise ProtocolError(f"worker {worker} sends {kind.name} before its registration")
         else:
@@ -162,6 +168,9 @@ class Server:
         self._check_rendezvous()
 
     def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:
+        if header.flags & Flag.SHARED:
+            payload = self._shared_gradient(shard, header)
+            self._traffic.bytes_pushed += payload.nbytes
         if header.kind in CHUNK_KINDS:
             self._traffic.bytes_pushed += HEADER_NBYTES + header.nbytes
         if header.flags & Flag.ENCODED and payload is not None:
@@ -175,9 +184,12 @@ class Server:
             self._send(header.worker, header._replace(kind=Kind.LEFT))
 
     def _reply(self, reply: Reply) -> None:
-        if reply.released is not None:
+        if reply.released is not None and not reply.header.flags & Flag.SHARED:
             self._gradients.give_back(reply.released)
         header, payload = self._encoder.encode(reply)
+        if payload is not None and reply.stable and header.worker in self._sharing.readers:
+            self._traffic.bytes_pulled += payload.nbytes
+            header, payload = header._replace(flags=Flag.SHARED, nbytes=0), None
         self._traffic.bytes_pulled += HEADER_NBYTES + header.nbytes
         peer = self._roles.rank_of(header.worker)
         if self._recorder is not None:
@@ -202,7 +214,12 @@ class Server:
         if problem is None:
             problem = self._open_shard(Layout.from_record(came[first]["layout"]), [first, *others])
         verdict = Verdict.APPLIED if problem is None else Verdict.REFUSED
-        answer = {"first": first, "error": problem, "notice": self._notice}
+        answer = {
+            "first": first,
+            "error": problem,
+            "notice": self._notice,
+            "params": self._sharing.handle,
+        }
         for worker in [first, *others]:
             header = Header(Kind.REGISTERED, verdict, self._run, self._digest, worker)
             self._send(worker, header, encode_json(answer))
@@ -233,11 +250,39 @@ class Server:
         )
         # A worker that was done before it registered never pushes: nobody waits for it.
         self._shard = self._kind_of_shard(layout, mine, workers, rules)
+        self._layout = layout
+        if trouble := self._sharing.open(layout):
+            self._sink.log(f"parameters go by message: {trouble}")
+        if self._sharing.params is not None:
+            self._shard.move(self._sharing.params)
         self._sink.log(
             f"shard of {sum(chunk.nbytes for chunk in mine)} bytes in {len(mine)} of "
             f"{len(chunks)} chunks, balance (max/mean over servers) {self._balance:.3f}"
         )
         return None
+
+    def _share(self, worker: int, offer: Mapping[str, Any]) -> None:
+        """A worker of this node offers its memory."""
+        if self._shard is None or self._layout is None:
+            raise ProtocolError(f"worker {worker} sends SHARE before its registration")
+        alone = self._sharing.params is None
+        error = None
+        try:
+            self._sharing.accept(worker, self._layout, offer["grads"], offer["params"])
+        except SharingError as reason:
+            error = str(reason)
+            self._sink.log(f"worker {worker} goes by message: {error}")
+        if alone and self._sharing.params is not None:
+            self._shard.move(self._sharing.params)
+        answer = {"server": self._transport.rank, "error": error}
+        self._send(worker, Header(Kind.SHARED, run=self._run, worker=worker), encode_json(answer))
+
+    def _shared_gradient(self, shard: Shard, header: Header) -> Float32:
+        grads = self._sharing.grads_of(header.worker)
+        if grads is None or header.kind is not Kind.STEP or header.chunk not in shard.chunks:
+            raise ProtocolError(f"worker {header.worker} shares no gradient of {header.chunk}")
+        chunk = shard.chunks[header.chunk].chunk
+        return grads[chunk.start : chunk.stop]
 
     def _meet(self, header: Header, payload: Any) -> None:
         if self._coordinator is None:

@@ -56,6 +56,7 @@ def run(
     chunk_bytes: int = 0,
     window: int = 8,
     reference_bytes: int = REFERENCE_BYTES,
+    shared_memory: str = "auto",
     codec: str = "none",
     pull_codec: str = "none",
     feedback: str = "auto",
@@ -75,7 +76,9 @@ def run(
     ``SGD()``; ``segments`` gives tensors their own options; ``clip_norm`` bounds the L2 norm of
     each worker's gradient; ``chunk_bytes`` 0 is the default grid; ``window`` is how many
     unanswered chunks a worker may have at one server; ``reference_bytes`` is the most that a server
-    may spend on what workers hold, where pulls travel as differences.
+    may spend on what workers hold, where pulls travel as differences. With ``shared_memory`` auto,
+    ranks on one node share gradients and, in synchronous mode, parameters; ``worker.params`` is
+    read-only then. Without a way to do so they send messages; ``"on"`` makes that an error.
 
     ``codec`` and ``pull_codec`` are specs such as ``"topk:0.01"`` for what gradients and parameters
     travel as, ``feedback`` says what becomes of the part of a gradient that is not sent, ``zstd``
@@ -97,6 +100,7 @@ def run(
             chunk_bytes=chunk_bytes,
             window=window,
             reference_bytes=reference_bytes,
+            shared_memory=shared_memory,
             codec=codec,
             pull_codec=pull_codec,
             feedback=feedback,

@@ -21,7 +21,7 @@ import numpy as np
 from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules
 from psgrad.consistency import may_accept, may_answer, round_is_complete
 from psgrad.errors import ConfigError, ProtocolError
-from psgrad.layout import Chunk, Layout, SegmentOptions
+from psgrad.layout import Chunk, Float32, Layout, SegmentOptions
 from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict
 from psgrad.references import References
 from psgrad.update import Gradient, Hyperparameters, Updater
@@ -61,6 +61,13 @@ class Shard:
         if header.kind in (Kind.PUSH, Kind.STEP):
             return self._push(state, Push(header, payload))
         raise ProtocolError(f"a shard does not handle {header.kind.name}")
+
+    def move(self, flat: Float32) -> None:
+        """Keeps the parameters in ``flat``, the whole flat vector, from now on."""
+        for state in self.chunks.values():
+            place = flat[state.chunk.start : state.chunk.stop]
+            np.copyto(place, state.params)
+            state.params = place
 
     def blocked(self) -> list[str]:
         """Why each unanswered message has no answer yet, in words."""

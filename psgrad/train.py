@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad import faults, runfolder
+from psgrad import faults, outer, runfolder, summary
 from psgrad.codecs import Compression
 from psgrad.compute import Compute, WorkerData, load_data
 from psgrad.config import Config, Source, Tables, resolve
@@ -18,11 +19,12 @@ from psgrad.crash import FORWARD_S
 from psgrad.data import Batches, DatasetOptions, IndexArray
 from psgrad.kernels import Kernels
 from psgrad.kernels import load as load_kernels
-from psgrad.layout import Layout, assign, balance
+from psgrad.local import LocalSteps
 from psgrad.metrics import Journal, Sink, to_json
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
 from psgrad.options import check_chunk_bytes
+from psgrad.outer import OUTER
 from psgrad.pace import Pace
 from psgrad.progress import Progress, Snapshot
 from psgrad.record import Recorder
@@ -41,6 +43,7 @@ TABLES: Final[Tables] = MappingProxyType(
         "model": MODELS,
         "optimizer": {"adam": OPTIMIZERS["adam"], **OPTIMIZERS},
         "schedule": {"constant": SCHEDULES["constant"], **SCHEDULES},
+        "outer": OUTER,
     }
 )
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -53,6 +56,7 @@ def configure(sources: list[Source]) -> Config:
     # What these refuse would be refused by the ranks, later.
     check_chunk_bytes(config.chunk_bytes)
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
+    outer.check(config)
     return config
 
 
@@ -120,13 +124,11 @@ def train_in(
             main,
             servers=config.servers,
             staleness=config.bound,
-            optimizer=config.optimizer.value,
-            schedule=config.schedule.value,
-            segments=config.segments,
-            clip_norm=config.clip_norm,
+            **_of_servers(config),
             chunk_bytes=config.chunk_bytes,
             window=config.window,
             reference_bytes=config.reference_bytes,
+            shared_memory=config.shared_memory,
             codec=config.codec,
             pull_codec=config.pull_codec,
             feedback=config.feedback,
@@ -135,6 +137,20 @@ def train_in(
             sink=journal,
             recorder=recorder,
         )
+
+
+def _of_servers(config: Config) -> dict[str, Any]:
+    """The options of ``Session.run`` that local updates need for themselves."""
+    if not config.local or config.outer is None:
+        return {
+            "optimizer": config.optimizer.value,
+            "schedule": config.schedule.value,
+            "segments": config.segments,
+            "clip_norm": config.clip_norm,
+        }
+    # They stay segments, but scale and decay act in the workers' steps.
+    plain = [replace(s, learning_rate_scale=1.0, weight_decay=None) for s in config.segments]
+    return {"optimizer": config.outer.value, "segments": plain}
 
 
 def _device(config: Config, roles: Roles, rank: int) -> str:
@@ -174,50 +190,69 @@ class Trainer:
         config, worker, dataset = self._config, self._worker, self._data.dataset
         model = config.model.value
         worker.register(model.init(dataset.features, dataset.classes, config.seed))
-        compute = Compute(config, worker, self._kernels)
+        learner = self._learner()
+        compute = Compute(model, learner, self._kernels)
         if worker.rank == 0:
-            self._show(self._opening())
+            self._show(summary.opening(config, worker, self._folder))
         start = worker.now()
-        self._epochs(compute, mpi_rank)
+        self._epochs(compute, learner, mpi_rank)
         steps = worker.clock
         worker.leave()  # may push once more: what feedback has kept back
-        totals = worker.mean({"samples": self._samples, "steps": steps, "skipped": worker.skipped})
+        totals = worker.mean({"samples": self._samples, "steps": steps, "skipped": learner.skipped})
         seconds = worker.now() - start
         if worker.rank == 0:
             worker.pull(dense=True)
             totals = {key: value * worker.size for key, value in totals.items()}
-            self._report(compute.evaluate(dataset, self._data.test), totals, seconds)
+            test = compute.evaluate(worker.params, dataset, self._data.test)
+            self._report(summary.closing(config, worker, test, totals, seconds))
         worker.barrier()
 
-    def _epochs(self, compute: Compute, mpi_rank: int) -> None:
+    def _learner(self) -> Worker | LocalSteps:
+        """What takes the gradients: the worker, or its local steps."""
+        config = self._config
+        if not config.local:
+            return self._worker
+        return LocalSteps(
+            self._worker,
+            config.optimizer.value,
+            config.local_steps,
+            schedule=config.schedule.value,
+            segments=config.segments,
+            clip_norm=config.clip_norm,
+            elastic=config.elastic,
+        )
+
+    def _epochs(self, compute: Compute, learner: Worker | LocalSteps, mpi_rank: int) -> None:
         """All steps of this worker."""
         config, worker = self._config, self._worker
         loss_now = accuracy_now = 0.0
         snapshot: Snapshot | None = None
-        for epoch, micro_batches in self._steps():
+        for step, (epoch, micro_batches) in enumerate(self._steps(), start=1):
             began = worker.now()
             loss, correct, samples = compute.gradient(self._data.dataset, micro_batches)
             if self._pace is not None:
-                worker.sleep(self._pace.seconds(worker.rank, worker.clock + 1))
+                worker.sleep(self._pace.seconds(worker.rank, step))
             faults.apply(self._planted, worker, mpi_rank, worker.now() - began)
-            worker.step(weight=samples)
+            learner.step(weight=samples)
             self._samples += samples
             accuracy = correct / samples
-            keep = SMOOTHING if worker.clock > 1 else 0.0
+            keep = SMOOTHING if step > 1 else 0.0
             loss_now = keep * loss_now + (1 - keep) * loss
             accuracy_now = keep * accuracy_now + (1 - keep) * accuracy
             self._sink.record(
-                "step", epoch=epoch + 1, step=worker.clock, loss=loss, accuracy=accuracy,
-                staleness=worker.staleness, learning_rate=worker.learning_rate,
+                "step", epoch=epoch + 1, step=step, loss=loss, accuracy=accuracy,
+                staleness=worker.staleness, learning_rate=learner.learning_rate,
             )  # fmt: skip
             # Worker 0 knows the others by the updates that its chunks have had.
             pushes = worker.updates * (worker.size if config.bound == 0 else 1)
-            share = pushes / worker.clock
+            share = pushes / worker.clock if worker.clock else float(worker.size)
             snapshot = Snapshot(
-                epoch, config.epochs, worker.clock, self._samples * share,
+                epoch, config.epochs, step, self._samples * share,
                 int(worker.wire_nbytes * share), loss_now, accuracy_now, worker.staleness,
             )  # fmt: skip
             self._progress.show(snapshot)
+        if isinstance(learner, LocalSteps):
+            learner.exchange()
         if snapshot is not None:
             self._progress.show(snapshot, last=True)
 
@@ -234,61 +269,19 @@ class Trainer:
                 left -= len(group)
                 yield epoch, group
 
-    def _opening(self) -> str:
-        config, worker, layout = self._config, self._worker, self._worker.layout
-        mode = {0: "sync", None: "async"}.get(config.bound, f"ssp, staleness {config.bound}")
-        return (
-            f"psgrad {__version__}: {config.model.name} with {layout.size:,} parameters on "
-            f"{Path(config.dataset.name).name}, {_count(config.servers, 'server')}, "
-            f"{_count(worker.size, 'worker')}, {mode}\n"
-            f"shard balance (max/mean bytes) {_balance(layout, config):.3f}, "
-            f"run folder {self._folder}" + (f"\n{worker.notice}" if worker.notice else "")
-        )
-
-    def _report(
-        self, test: tuple[float, float], totals: Mapping[str, float], seconds: float
-    ) -> None:
-        config, worker = self._config, self._worker
-        servers = worker.server_stats()
-        summary: dict[str, Any] = {
-            "test_accuracy": test[1],
-            "test_loss": test[0],
-            "steps": round(totals["steps"]),
-            "skipped_steps": round(totals["skipped"]),
-            "seconds": seconds,
-            "samples_per_second": totals["samples"] / seconds,
-            "mode": config.mode,
-            "staleness_bound": config.bound,
-            "staleness_max": max(stats["staleness_max"] for stats in servers),
-            "workers": worker.size,
-            "servers": config.servers,
-            "shard_balance": servers[0]["balance"],
-            "bytes_pushed": sum(stats["bytes_pushed"] for stats in servers),
-            "bytes_pulled": sum(stats["bytes_pulled"] for stats in servers),
-            **({"codecs_used": worker.codecs_used} if config.codec != "none" else {}),
-            "params_sha256": runfolder.sha256(worker.params),
-            "psgrad_version": __version__,
-        }
-        self._sink.record("summary", summary=summary)
-        runfolder.save_model(self._folder, worker.params)
-        runfolder.save_summary(self._folder, summary)
-        self._show(runfolder.closing(summary, self._folder))
-        if config.json:
+    def _report(self, record: Mapping[str, Any]) -> None:
+        """``record``, the summary, goes to files and to who looks on."""
+        self._sink.record("summary", summary=record)
+        runfolder.save_model(self._folder, self._worker.params)
+        runfolder.save_summary(self._folder, record)
+        self._show(runfolder.closing(record, self._folder))
+        if self._config.json:
             # Two streams: without a pause the launcher may pass the lines above on after this one.
-            worker.sleep(FORWARD_S)
-            sys.stdout.write(to_json(summary) + "\n")
+            self._worker.sleep(FORWARD_S)
+            sys.stdout.write(to_json(record) + "\n")
             sys.stdout.flush()
 
 
 def _show(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
-
-
-def _balance(layout: Layout, config: Config) -> float:
-    chunks = layout.chunks(config.chunk_bytes)
-    return balance(chunks, assign(chunks, config.servers), config.servers)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -27,6 +27,7 @@ from psgrad.push_encoder import PushEncoder
 from psgrad.record import Recorder
 from psgrad.registered import Registered
 from psgrad.roles import Roles
+from psgrad.sharing import Offer, WorkerMemory
 from psgrad.transport import Buffer, Transport
 
 
@@ -134,20 +135,24 @@ class Worker:
             record: dict[str, Any] = {"layout": asdict(layout)}
         except (ConfigError, LayoutError) as problem:
             record = {"problem": str(problem)}
+        handle = None
         for header, payload in self._links.ask_all(
             Header(Kind.REGISTER), Kind.REGISTERED, encode_json(record)
         ):
             answer = decode_json(payload)
             if header.verdict is Verdict.REFUSED:
                 raise self._alike(LayoutError(answer["error"]), answer["first"])
+            handle = answer["params"] or handle
         self.notice = answer["notice"]
-        self._state = state = Registered.of(layout, self._options, self._roles.servers, self.rank)
+        memory = self._share(layout, handle)
+        servers = self._roles.servers
+        self._state = state = Registered.of(layout, self._options, servers, self.rank, memory)
         self._encoder = self._make_encoder(state)
-        self._links.receive_params_into(state.params_of)
+        self._links.receive_params_into(state.params_of, state.take_shared)
         if self.rank == answer["first"]:
-            state.set_params(arrays)
+            initial = state.flattened(arrays)
             for chunk in state.chunks:
-                self._send_chunk(Kind.INIT, chunk, state.params_of(chunk.index))
+                self._send_chunk(Kind.INIT, chunk, initial[chunk.start : chunk.stop])
             self._links.await_answers()
         self.pull(dense=True)
         return state.params
@@ -168,6 +173,7 @@ class Worker:
 
     def push(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient like ``step`` but returns as soon as ``grads`` may be written again."""
+        self._registered.memory.detach()  # others may close this round and change parameters
         self._push(Kind.PUSH, grads, weight)
         self._transport.flush()
 
@@ -201,6 +207,7 @@ class Worker:
         """
         if self._left or self._state is None:
             return
+        self._state.memory.detach()  # rounds close without this worker from now on
         if self._encoder is not None:
             self._flush_residual(self._state, self._encoder)
         self._links.await_answers()
@@ -250,6 +257,29 @@ class Worker:
             raise LayoutError("call worker.register(arrays) first: there are no parameters yet")
         return self._state
 
+    def _share(self, layout: Layout, handle: str | None) -> WorkerMemory:
+        """Memory for the flat vectors: shared with the servers of this node, as far as may be."""
+        offer = Offer(layout, self._options, self._roles, self._transport.rank, handle)
+        record = encode_json(offer.record())
+        for server in offer.servers:
+            self._links.tell(server, Header(Kind.SHARE), record)
+        accepted = []
+        for _ in offer.servers:
+            answer = decode_json(self._links.await_control(Kind.SHARED)[1])
+            if answer["error"] is None:
+                accepted.append(answer["server"])
+            else:
+                offer.problem = answer["error"]
+        groups = [s.options.members for s in layout.segments]
+        trains_all = all(group is None or self.rank in group for group in groups)
+        memory = offer.settle(accepted, trains_all)
+        if self._options.shared_memory == "on" and (offer.problem or not offer.servers):
+            reason = offer.problem or f"no server is on {self._transport.host}"
+            raise ConfigError(f"shared_memory is on, but {reason}; use auto or off")
+        if offer.problem:
+            self.notice = f"no shared memory: {offer.problem}"
+        return memory
+
     def _make_encoder(self, state: Registered) -> PushEncoder | None:
         compression = self._options.compression
         if compression.push is None:
@@ -273,11 +303,12 @@ class Worker:
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")
         if grads is not None:
             state.set_grads(grads)
-        if weight > 0 and not state.guard.settle(state.flat_grads):
+        if weight > 0 and not state.guard.settle(state.memory.grads):
             weight = 0.0
         self.clock += 1
         if encoder is not None and weight > 0:
-            encoder.begin(self.clock, self.learning_rate, state.flat_grads)
+            encoder.begin(self.clock, self.learning_rate, state.memory.grads)
+        takes = state.memory.takes
         for chunk in state.trained:
             if weight == 0:
                 self._send_chunk(kind, chunk)
@@ -286,7 +317,9 @@ class Worker:
             payload = None
             if encoder is not None:
                 payload = encoder.encode(chunk, grad, self._links.link_rate)
-            if payload is None:
+            if payload is None and kind is Kind.STEP and state.owner[chunk.index] in takes:
+                self._send_chunk(kind, chunk, None, weight, Flag.SHARED)
+            elif payload is None:
                 self._send_chunk(kind, chunk, grad, weight)
             else:
                 self._send_chunk(kind, chunk, payload, weight, Flag.ENCODED)

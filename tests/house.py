@@ -33,19 +33,23 @@ HOUSE = (
     Row(1, "record"),
     Row(1, "arrays config pace"),
     Row(2, "codecs consistency data guard models optimizers schedules"),
-    Row(2, "update"),
+    Row(2, "outer update"),
     Row(2.5, "transport", sees=1),  # stands beside the floors
     Row(3, "coordinator numbering options references"),
-    Row(3, "links pools"),
+    Row(3, "links pools sharing"),
     Row(3, "chunk_state registered registration"),
     Row(3, "params_encoder push_encoder shard"),
     Row(3, "invariants"),
     Row(4, "server worker"),
+    Row(4, "local"),
     Row(5, "session"),
     Row(6, "bench causes compute faults launch progress runfolder scenario"),
-    Row(6, "rehearsal"),
+    Row(6, "rehearsal summary"),
     Row(6, "jobs train"),
     Row(6, "replay simulate"),
+    Row(7, "arguments"),
+    Row(7, "run_options"),
+    Row(7, "bench_commands"),
     Row(7, "commands"),
     Row(7, "cli"),
     Row(7, "__main__"),
@@ -65,7 +69,7 @@ PICKLING_METHODS = {  # mpi4py's lower-case ones
     "ssend",
 }  # fmt: skip
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
-READS_THE_ENVIRONMENT = {"cli"}  # and hands it on
+READS_THE_ENVIRONMENT = {"cli", "commands"}  # and hand it on
 
 # Calls whose result cannot be changed, given that their arguments cannot.
 FROZEN_CALLS = frozenset(

@@ -92,7 +92,7 @@ def test_the_link_rate_is_that_of_the_fastest_burst(transport, links):
     assert links.link_rate == 0.0
     for sizes in ([1000], [1000, 500, 700], [1000, 80], [1000, 900, 900]):
         memory = {i: np.zeros(n // 4, np.float32) for i, n in enumerate(sizes)}
-        links.receive_params_into(memory.__getitem__)
+        links.receive_params_into(memory.__getitem__, lambda chunk: 0)
         for i, n in enumerate(sizes):
             links.request(i % 2, Header(Kind.PULL, chunk=i))
             transport.arrives(i % 2, Header(Kind.PARAMS, chunk=i), bytes(n))
@@ -105,7 +105,7 @@ def test_the_link_rate_is_that_of_the_fastest_burst(transport, links):
 
 def test_parameters_arrive_where_they_are_used(transport, links):
     memory = {0: np.zeros(2, np.float32), 1: np.zeros(3, np.float32)}
-    links.receive_params_into(memory.__getitem__)
+    links.receive_params_into(memory.__getitem__, lambda chunk: 0)
     links.request(0, Header(Kind.PULL, chunk=0))
     links.request(1, Header(Kind.PULL, chunk=1))
     transport.arrives(1, Header(Kind.PARAMS, chunk=1), np.full(3, 7, np.float32).tobytes())
@@ -199,7 +199,7 @@ def test_differences_are_added_to_what_is_held(transport):
     """A request says what is held; a reply of nothing leaves it as it is."""
     codec, params = parse("topk:0.05"), np.zeros(400, np.float32)
     links = remote(transport, "there", codec)
-    links.receive_params_into(lambda chunk: params)
+    links.receive_params_into(lambda chunk: params, lambda chunk: 0)
     dense = np.arange(400, dtype=np.float32)
     held = Header(Kind.PARAMS, chunk=3, version=7, flags=Flag.HELD)
     transport.arrives(0, held, dense.tobytes())
@@ -233,7 +233,7 @@ def test_differences_are_added_to_what_is_held(transport):
 
 def test_an_answer_that_comes_twice_changes_nothing_the_second_time(transport, links):
     params = np.zeros(3, np.float32)
-    links.receive_params_into(lambda chunk: params)
+    links.receive_params_into(lambda chunk: params, lambda chunk: 0)
     first = Header(Kind.PARAMS, clock=1, number=1)
     transport.arrives(0, first, np.ones(3, np.float32).tobytes())
     transport.arrives(0, first, np.full(3, 7, np.float32).tobytes())

@@ -104,6 +104,8 @@ def test_numbers_on_the_wire_never_change():
         "STATS": 13,
         "STATS_ARE": 14,
         "FINISH": 15,
+        "SHARE": 16,
+        "SHARED": 17,
     }
     assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4]
 

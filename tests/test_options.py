@@ -20,6 +20,11 @@ REFUSED = [
     ({"window": 0}, "window must be a whole number of at least 1, got 0"),
     ({"reference_bytes": -1}, "reference_bytes must be a whole number of at least 0, got -1"),
     ({"pull_codec": "qsgd"}, "pull codec 'qsgd' is for gradients"),
+    ({"shared_memory": "yes"}, "unknown shared_memory 'yes'"),
+    (
+        {"shared_memory": "on", "pull_codec": "int8"},
+        "with pull codec 'int8' parameters travel, with shared_memory on they do not",
+    ),
     ({"window": 1.5}, "window must be a whole number of at least 1, got 1.5"),
     ({"chunk_bytes": -1}, "chunk_bytes must be a whole number of at least 0, got -1"),
     ({"chunk_bytes": 63}, "chunk_bytes must be from 64 to 1073741824, or 0 for the default grid"),

@@ -20,6 +20,7 @@ WORKS = {
     "ef21": 5,
     "pulled_in_8_bits": 5,
     "pulled_differences": 5,
+    "shared": 5,
     "rendezvous": 4,
     "set_lr": 5,
     "segments": 4,

@@ -74,6 +74,7 @@ def test_sync_repeats_and_equals_the_naive_twin_bit_for_bit(mpi, tmp_path, optim
         ("again", 4, ["--inject", "slow:rank=1,factor=3"]),
         ("two servers", 5, ["--servers", 2]),
         ("small chunks", 5, ["--servers", 2, "--chunk-bytes", 4096, "--set", "window=2"]),
+        ("by message", 5, ["--servers", 2, "--shared-memory", "off"]),
     ]:
         summary, _ = train(mpi, tmp_path / name, *options, *more, ranks=ranks)
         assert summary["params_sha256"] == twin.sha256, name

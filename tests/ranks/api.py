@@ -189,6 +189,44 @@ def pulled_differences(worker):
     assert np.allclose(held, params["w"], rtol=0, atol=1e-6), "nothing is held back for ever"
 
 
+def shared(worker):
+    """Parameters are read where the servers have them, and never change under the worker."""
+    params = worker.register(arrays(1.0))
+    seen = params["w"]
+    assert not seen.flags.writeable
+    ones = {name: np.ones_like(value) for name, value in params.items()}
+    for _ in range(3):
+        worker.step(ones)
+    assert np.allclose(seen, 0.7), "the very same array"
+    if worker.rank == 0:
+        worker.push(ones)
+        worker.comm.Barrier()  # the others have closed the round
+        assert np.allclose(seen, 0.7), "a push brings nothing back"
+        worker.pull()
+        assert np.allclose(seen, 0.6)
+    else:
+        worker.step(ones)
+        worker.comm.Barrier()
+        assert np.allclose(seen, 0.6)
+    worker.step(ones)
+    assert np.allclose(seen, 0.5), "both kinds of worker go on"
+    if worker.rank == 1:
+        worker.leave()
+    else:
+        worker.step(ones)
+        assert np.allclose(seen, 0.4)
+    worker.comm.Barrier()
+    if worker.rank == 1:
+        assert np.allclose(seen, 0.5), "who has left keeps what it had"
+        worker.pull()
+        assert np.allclose(seen, 0.4)
+    worker.comm.Barrier()
+    # A step that counts for nothing is a header; one that is not finite leaves no trace.
+    if worker.rank != 1:
+        worker.step({name: np.full_like(value, np.nan) for name, value in params.items()})
+        assert np.allclose(seen, 0.4)
+
+
 def rendezvous(worker):
     mean = worker.mean({"a": worker.rank, "b": 1.0}, weight=worker.rank + 1)
     assert mean == {"a": (0 * 1 + 1 * 2 + 2 * 3) / 6, "b": 1.0}
@@ -401,6 +439,7 @@ OPTIONS = {
     "ef21_uneven": {"codec": "sign", "feedback": "ef21"},
     "pulled_in_8_bits": {"pull_codec": "int8", "servers": 2, "chunk_bytes": 1024},
     "pulled_differences": {"pull_codec": "topk:0.05", "servers": 2, "chunk_bytes": 4096},
+    "shared": {"shared_memory": "on", "servers": 2, "chunk_bytes": 64},
     "segments": {
         "segments": [
             psgrad.SegmentOptions("slow", learning_rate_scale=0.1),
