@@ -15,16 +15,22 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import numpy as np
 
 from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules
 from psgrad.consistency import may_accept, may_answer, round_is_complete
 from psgrad.errors import ConfigError, ProtocolError
+from psgrad.kernels import plain
+from psgrad.kernels.chunks import fastest
 from psgrad.layout import Chunk, Float32, Layout, SegmentOptions
 from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict
 from psgrad.references import References
 from psgrad.update import Gradient, Hyperparameters, Updater
+
+COMPILED_NBYTES: Final = 4 << 20
+"""A shard from this size on is worth the half second in which compiled kernels are loaded."""
 
 
 class Shard:
@@ -35,7 +41,8 @@ class Shard:
     ) -> None:
         self.rules = rules
         self.counters = Counters()
-        self._updater = Updater.of(rules.optimizer)
+        large = sum(chunk.nbytes for chunk in chunks) >= COMPILED_NBYTES
+        self._updater = Updater.of(rules.optimizer, fastest() if large else plain)
         everyone = sorted(workers)
         self.chunks = {
             chunk.index: self._fresh(chunk, layout.segments[chunk.segment].options, everyone)

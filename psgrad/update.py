@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad.codecs.base import BLOCK, Opened
+from psgrad.kernels import plain
+from psgrad.kernels.chunks import ChunkKernels
 from psgrad.layout import Float32
-from psgrad.optimizers import Optimizer
+from psgrad.optimizers import SGD, Optimizer
 
 Gradient: TypeAlias = Float32 | Opened
 """A chunk's gradient as it came: float32[n], or a payload that a codec has opened."""
@@ -41,12 +43,14 @@ class Updater:
     optimizer: Optimizer
     mean: Float32
     scratch: NDArray[np.float32]
+    kernels: ChunkKernels
 
     @classmethod
-    def of(cls, optimizer: Optimizer) -> Updater:
+    def of(cls, optimizer: Optimizer, kernels: ChunkKernels = plain) -> Updater:
         """An updater with scratch for blocks of ``BLOCK`` elements."""
         rows = max(1, optimizer.scratch_rows)
-        return cls(optimizer, np.zeros(BLOCK, np.float32), np.zeros((rows, BLOCK), np.float32))
+        mean, scratch = np.zeros(BLOCK, np.float32), np.zeros((rows, BLOCK), np.float32)
+        return cls(optimizer, mean, scratch, kernels)
 
     def step(
         self,
@@ -57,6 +61,8 @@ class Updater:
         hyper: Hyperparameters,
     ) -> None:
         """params[n] <- optimizer(params, sum(w_i g_i) / sum(w_i)), with n elements in each g_i."""
+        if self._step_at_once(params, payloads, weights, hyper):
+            return
         for start in range(0, params.size, BLOCK):
             block = slice(start, min(start + BLOCK, params.size))
             n = block.stop - block.start
@@ -70,6 +76,23 @@ class Updater:
                 hyper.decay,
                 self.scratch[:, :n],
             )
+
+    def _step_at_once(
+        self,
+        params: Float32,
+        payloads: Sequence[Gradient],
+        weights: Sequence[float],
+        hyper: Hyperparameters,
+    ) -> bool:
+        """Plain SGD on bare gradients in one pass, where there is a kernel for it."""
+        if type(self.optimizer) is not SGD or hyper.decay:
+            return False
+        bare = [grad for grad in payloads if isinstance(grad, np.ndarray)]
+        if len(bare) < len(payloads):
+            return False
+        total = sum(weights)
+        shares = [np.float32(weight / total) for weight in weights]
+        return self.kernels.sgd(params, bare, shares, np.float32(hyper.rate))
 
     def track(self, estimate: Float32, payloads: Sequence[Gradient], workers: int) -> None:
         """estimate[n] <- estimate + (sum of the payloads) / workers: the servers' part of EF21."""

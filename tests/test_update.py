@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgrad import update
+from psgrad.codecs import Key, Workspace, parse
+from psgrad.kernels import plain
 from psgrad.optimizers import FTRL, OPTIMIZERS, SGD, Adam
 from psgrad.update import BLOCK, Hyperparameters, Updater
 
@@ -125,3 +127,61 @@ def test_a_whole_share_is_the_mean_itself_even_from_a_value_that_is_not_finite()
 def test_as_many_weights_as_payloads():
     with pytest.raises(ValueError, match="zip"):
         Updater.of(SGD()).step(np.zeros(2, np.float32), {}, [normal(0, 2)], [1.0, 2.0], HYPER)
+
+
+# The pass that does all at once
+
+
+class Counting:
+    """NumPy's kernels with a pass for SGD that says how often it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def sgd(self, params, grads, shares, rate):
+        self.asked.append((len(grads), [float(s) for s in shares], float(rate)))
+        params -= rate * sum(s * g for s, g in zip(shares, grads, strict=True))
+        return True
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "decay", "once"),
+    [(SGD(0.1), 0.0, True), (SGD(0.1), 0.01, False), (Adam(), 0.0, False)],
+)
+def test_only_plain_sgd_goes_at_once(optimizer, decay, once):
+    kernels = Counting()
+    params = np.zeros(10, np.float32)
+    payloads = [normal(w, 10) for w in range(2)]
+    Updater.of(optimizer, kernels).step(
+        params, optimizer.init(10), payloads, [1.0, 3.0], Hyperparameters(1, 0.5, decay)
+    )
+    assert kernels.asked == ([(2, [0.25, 0.75], 0.5)] if once else [])
+    assert params.any()
+
+
+def test_payloads_of_codecs_do_not_go_at_once():
+    kernels, codec = Counting(), parse("int8")
+    out = np.zeros(codec.nbytes_max(300), np.uint8)
+    nbytes = codec.encode(normal(1, 300), None, out, Key(0, 0, 1, 0), Workspace())
+    opened, params = codec.open(out[:nbytes], 300), np.zeros(300, np.float32)
+    Updater.of(SGD(0.1), kernels).step(params, {}, [opened, normal(2, 300)], [1.0, 1.0], HYPER)
+    assert kernels.asked == []
+    assert params.any()
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 4097, BLOCK, 2 * BLOCK + 5])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 5])
+def test_compiled_and_numpy_give_the_same_bits(n, workers):
+    compiled = pytest.importorskip("psgrad.kernels.compiled")
+    results = []
+    for kernels in (plain, compiled):
+        params = normal(9, n)
+        for t in range(3):
+            payloads = [normal((t, w), n) * np.float32(1e-3**w) for w in range(workers)]
+            for grad in payloads:
+                grad.flags.writeable = False
+            weights = [1.0 + 0.7 * w for w in range(workers)]
+            hyper = Hyperparameters(t + 1, 0.37, 0.0)
+            Updater.of(SGD(0.1), kernels).step(params, {}, payloads, weights, hyper)
+        results.append(params.tobytes())
+    assert results[0] == results[1]

@@ -11,6 +11,7 @@ in memory, at odd addresses too.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -143,6 +144,19 @@ class ChunkKernels(Protocol):
 
         v[m] += add[m] first where that is given. Positions are counted from ``start``; m more
         have room. Returns the new end.
+        """
+
+    def sgd(
+        self,
+        params: Float32,
+        grads: Sequence[Float32],
+        shares: Sequence[np.float32],
+        rate: np.float32,
+    ) -> bool:
+        """params[n] -= rate (shares[0] grads[0] + shares[1] grads[1] + ...), in this order.
+
+        In one pass over memory, rounded as if each operation had been an array's. False where
+        there is no such pass for this number of gradients: then nothing has been done.
         """
 
 

@@ -11,5 +11,6 @@ from psgrad.kernels.compiled.jit import NAME as name  # noqa: N811
 from psgrad.kernels.compiled.scaled import encode_scaled
 from psgrad.kernels.compiled.select import collect
 from psgrad.kernels.compiled.unpack import add_scaled
+from psgrad.kernels.compiled.update import sgd
 
-__all__ = ["add_half", "add_scaled", "collect", "encode_half", "encode_scaled", "name"]
+__all__ = ["add_half", "add_scaled", "collect", "encode_half", "encode_scaled", "name", "sgd"]
