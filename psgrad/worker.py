@@ -69,7 +69,11 @@ class Worker:
 
     @property
     def params(self) -> Arrays:
-        """The parameters: named views into the memory that pulls are received into."""
+        """The parameters: named views into the memory that pulls are received into.
+
+        Read-only where a server of this node has them in the same memory, and where pulls are
+        differences; copy what you want to change.
+        """
         return self._registered.params
 
     @property
@@ -124,8 +128,7 @@ class Worker:
         """Announces the parameters and returns them as views that every pull refreshes in place.
 
         Every worker calls it once, with the same names, shapes and order; float32 only. Worker 0's
-        values win (where its main has returned already: those of the first that registers). The
-        views are read-only with a pull codec that sends differences (topk, randk, sign).
+        values win (where its main has returned already: those of the first that registers).
         Raises ``LayoutError`` on all workers, naming the one that differs.
         """
         if self._state is not None:
