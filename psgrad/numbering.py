@@ -1,19 +1,23 @@
 """Every message of a link has a number, so what comes twice is taken once and a loss is noticed.
 
 A transport promises both already. This is the check on that promise, and what makes a link that is
-set up anew (another transport, a peer that repeats itself) safe.
+set up anew (another transport, a peer that repeats itself) safe. On the wire numbers are 1 to
+2^32 - 1 and then 1 again; a number stands for the count next to it of those that came before.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from psgrad.errors import ProtocolError
+
+NUMBERS: Final = (1 << 32) - 1
 
 
 @dataclass
 class Numbering:
-    """The numbers of one rank's links, by peer. They begin at 1; 0 is a message without one."""
+    """The numbers of one rank's links, by peer. 0 is a message without one."""
 
     _sent: dict[int, int] = field(default_factory=dict)
     _seen: dict[int, int] = field(default_factory=dict)  # of messages whose header is known
@@ -21,27 +25,37 @@ class Numbering:
 
     def next(self, peer: int) -> int:
         """The number of the next message to ``peer``."""
-        number = self._sent.get(peer, 0) + 1
-        self._sent[peer] = number
-        return number
+        count = self._sent.get(peer, 0) + 1
+        self._sent[peer] = count
+        return (count - 1) % NUMBERS + 1
 
     def is_new(self, peer: int, number: int) -> bool:
         """Whether a message whose payload wants a place is the first with its number."""
+        if not number:
+            return True
         last = max(self._seen.get(peer, 0), self._taken.get(peer, 0))
-        self._seen[peer] = max(last, number)
-        return number > last or not number
+        count = _count(number, last)
+        self._seen[peer] = max(last, count)
+        return count > last
 
     def take(self, peer: int, number: int) -> bool:
         """Whether a whole message is to be handled: False for one that has been.
 
         Raises ``ProtocolError`` where one before it is missing.
         """
-        last = self._taken.get(peer, 0)
         if not number:
             return True
-        if number > last + 1:
+        last = self._taken.get(peer, 0)
+        count = _count(number, last)
+        if count > last + 1:
             raise ProtocolError(
-                f"message {number} of rank {peer} came after its message {last}: one was lost"
+                f"message {count} of rank {peer} came after its message {last}: one was lost"
             )
-        self._taken[peer] = max(last, number)
-        return number > last
+        self._taken[peer] = max(last, count)
+        return count > last
+
+
+def _count(number: int, last: int) -> int:
+    """The count with this number that is next to ``last``."""
+    ahead = (number - last) % NUMBERS
+    return last + (ahead if ahead <= NUMBERS // 2 else ahead - NUMBERS)

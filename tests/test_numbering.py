@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psgrad.errors import ProtocolError
-from psgrad.numbering import Numbering
+from psgrad.numbering import NUMBERS, Numbering
 
 
 def test_each_link_counts_from_one():
@@ -47,3 +47,18 @@ def test_a_loss_is_an_error():
 def test_what_has_no_number_is_always_new():
     numbering = Numbering()
     assert all(numbering.is_new(1, 0) and numbering.take(1, 0) for _ in range(3))
+
+
+def test_numbers_begin_again():
+    """A link that lives for days has more messages than the header has numbers."""
+    numbering = Numbering()
+    numbering._sent[1] = numbering._taken[1] = numbering._seen[1] = NUMBERS - 2
+    numbers = [numbering.next(1) for _ in range(4)]
+    assert numbers == [NUMBERS - 1, NUMBERS, 1, 2]
+    for number in numbers:
+        assert numbering.is_new(1, number)
+        assert numbering.take(1, number)
+        assert not numbering.take(1, number)
+    assert not numbering.is_new(1, NUMBERS)
+    with pytest.raises(ProtocolError, match="one was lost"):
+        numbering.take(1, 4)
