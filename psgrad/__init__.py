@@ -11,6 +11,7 @@ from psgrad.version import __version__
 if TYPE_CHECKING:
     from psgrad.errors import PsgradError
     from psgrad.layout import SegmentOptions
+    from psgrad.local import LocalSteps
     from psgrad.optimizers import FTRL, SGD, AdaGrad, Adam, AdamW, Momentum, Nesterov, RMSProp
     from psgrad.schedules import Constant, Cosine, StepDecay, Warmup
     from psgrad.session import Session, run
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "psgrad.errors": ("PsgradError",),
     "psgrad.layout": ("SegmentOptions",),
+    "psgrad.local": ("LocalSteps",),
     "psgrad.optimizers": (
         "SGD", "Momentum", "Nesterov", "Adam", "AdamW", "AdaGrad", "RMSProp", "FTRL",
     ),
@@ -35,6 +37,7 @@ __all__ = [
     "AdamW",
     "Constant",
     "Cosine",
+    "LocalSteps",
     "Momentum",
     "Nesterov",
     "PsgradError",

@@ -93,4 +93,5 @@ class ChunkState:
     position: float = 0.0  # of the learning-rate schedule
     round: dict[int, Push] = field(default_factory=dict)  # sync: pushes of the open round
     parked: dict[int, deque[Push]] = field(default_factory=dict)
+    leaving: set[int] = field(default_factory=set)  # workers that leave when none is parked
     pulls: list[Pull] = field(default_factory=list)  # not answered yet

@@ -6,6 +6,7 @@ Nothing heavy is imported before it is needed: ``psgrad --help`` starts neither 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from psgrad.commands import COMMANDS, Parser
-from psgrad.errors import CAUSE, LaunchError, PsgradError
+from psgrad.errors import CAUSE, ConfigError, LaunchError, PsgradError
 from psgrad.version import __version__
 
 if TYPE_CHECKING:
@@ -123,10 +124,16 @@ def _train(argv: Sequence[str]) -> int:
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
     terminal = os.environ.get("PSGRAD_TERMINAL") == "1"
-    if any(argument.partition("=")[0] == "--simulate" for argument in argv):
-        return _simulate(_train_parser().parse_args(argv), stamp)
+
+    def configuration() -> Config:
+        return _configure(_train_parser().parse_args(argv), os.environ)
+
+    config = None
+    with contextlib.suppress(PsgradError):
+        config = configuration()
+    if config is not None and config.simulate:
+        return _simulate(config, _train_parser().parse_args(argv).trace, stamp)
     # Wrong arguments, too, are for the ranks to agree on: one of them reports.
-    configuration = lambda: _configure(_train_parser().parse_args(argv), os.environ)  # noqa: E731
     train(configuration, stamp, terminal, _about())
     return 0
 
@@ -138,21 +145,34 @@ def _about() -> dict[str, Any]:
     import numpy as np
 
     return {
-        "cpu": platform.machine(),
+        "cpu": _cpu() or platform.machine(),
         "numpy": np.__version__,
         "threads": {name: os.environ.get(name, "") for name in BLAS_THREADS},
     }
 
 
-def _simulate(arguments: argparse.Namespace, stamp: str) -> int:
+def _cpu() -> str:
+    """The CPU's model; empty where the kernel does not say."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def _simulate(config: Config, trace: str | None, stamp: str) -> int:
     """One process is all ranks, so nobody has to agree on anything."""
     from pathlib import Path
 
     from psgrad import simulate
 
-    config = simulate.configured(_configure(arguments, os.environ))
-    trace = Path(arguments.trace) if arguments.trace else None
-    simulate.train(config, stamp, sys.stderr.isatty(), trace, _about())
+    if _ranks_here(os.environ) > 1:
+        raise ConfigError(
+            "a simulated run has all its ranks in one process; start it without mpirun and without "
+            "psgrad run"
+        )
+    path = Path(trace) if trace else None
+    simulate.train(simulate.configured(config), stamp, sys.stderr.isatty(), path, _about())
     return 0
 
 
@@ -191,10 +211,15 @@ def blas_threads(environ: Mapping[str, str], mine: int, cores: int) -> dict[str,
     machine run many times slower. A rank that is bound to some of them (``mine``) has those for
     itself; otherwise the ranks on the machine, as the MPI launcher counts them, share.
     """
-    counts = (environ.get(name, "") for name in LOCAL_RANKS)
-    ranks = next((int(count) for count in counts if count.isdigit() and int(count) > 0), 1)
+    ranks = _ranks_here(environ)
     threads = mine if mine < cores else max(1, mine // ranks)
     return {name: str(threads) for name in BLAS_THREADS if name not in environ}
+
+
+def _ranks_here(environ: Mapping[str, str]) -> int:
+    """How many ranks this machine has, as the MPI launcher says; 1 without one."""
+    counts = (environ.get(name, "") for name in LOCAL_RANKS)
+    return next((int(count) for count in counts if count.isdigit() and int(count) > 0), 1)
 
 
 def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -224,6 +249,8 @@ def _rank_command(rest: Sequence[str], ranks: int) -> list[str]:
 
     # Every rank would find the same mistake; here it costs no MPI job.
     config = _configure(parsed, os.environ)
+    if config.simulate:
+        raise ConfigError("a simulated run has no MPI ranks; use psgrad train --simulate")
     Roles(ranks, config.servers)
     return ["python", "-m", "psgrad", "train", *arguments]
 
@@ -248,7 +275,10 @@ def _configure(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Con
         given["inject"] = arguments.inject
     sources.append(config.Source("the command line", given))
     sources.append(config.from_settings(arguments.set))
-    return configure(sources)
+    made = configure(sources)
+    if arguments.trace and not made.simulate:
+        raise ConfigError("--trace is of a simulated run; give --simulate workers=N as well")
+    return made
 
 
 def _train_parser() -> Parser:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, NoReturn
+from typing import Final
 
-from psgrad.errors import ConfigError
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors that read like psgrad's own: one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
+from psgrad.arguments import Parser as Parser
 
 
 def codecs(argv: Sequence[str]) -> int:
@@ -34,41 +27,10 @@ def codecs(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """``psgrad bench codec``."""
-    arguments = _bench_parser().parse_args(argv)
-    from psgrad import bench as measure
+    """``psgrad bench``."""
+    from psgrad import bench_commands
 
-    specs = arguments.codec or measure.SPECS
-    rows = measure.bench_codecs(arguments.n, specs, arguments.repeats, lambda _: None)
-    print(measure.table(rows, arguments.n))
-    if arguments.plot:
-        measure.plot(rows, Path(arguments.plot))
-    if arguments.json:
-        print(json.dumps({"n": arguments.n, "rows": measure.records(rows)}))
-    return 0
-
-
-def _bench_parser() -> Parser:
-    parser = Parser(prog="psgrad bench", description="Measure on this machine, in one process.")
-    parser.add_argument("what", choices=["codec"], help="codec: every codec's cost and error")
-    parser.add_argument("--n", type=count, default="16M", help="elements: 4096, 64K, 16M (16M)")
-    parser.add_argument("--codec", action="append", metavar="SPEC", help="only these")
-    parser.add_argument("--repeats", type=count, default="5", help="of which the median is taken")
-    parser.add_argument("--plot", metavar="PNG", help="draw error against bits")
-    parser.add_argument("--json", action="store_true", help="the figures on the last line")
-    return parser
-
-
-def count(text: str) -> int:
-    """4096, 64K or 16M."""
-    number, scale = text[:-1], {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper())
-    if scale is None:
-        number, scale = text, 1
-    if not number.isdigit() or int(number) < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected a count of at least 1, such as 4096, 64K or 16M, got {text!r}"
-        )
-    return int(number) * scale
+    return bench_commands.bench(argv, os.environ)
 
 
 def simulate(argv: Sequence[str]) -> int:
@@ -152,7 +114,7 @@ def _whole(text: str) -> int:
 COMMANDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str]], int]]]] = MappingProxyType(
     {
         "codecs": ("list the codecs", codecs),
-        "bench": ("measure: bench codec", bench),
+        "bench": ("measure: codecs, steps, latency, memory", bench),
         "simulate": ("seeded schedules in the simulator", simulate),
     }
 )

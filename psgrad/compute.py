@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from psgrad import data
 from psgrad.arrays import Arrays
@@ -12,8 +12,8 @@ from psgrad.config import Config
 from psgrad.data import Dataset, IndexArray
 from psgrad.errors import DataError
 from psgrad.kernels import Kernels
+from psgrad.models import Model
 from psgrad.roles import Roles
-from psgrad.worker import Worker
 
 EVALUATION_BATCH: Final = 1024
 
@@ -40,58 +40,77 @@ def load_data(config: Config, roles: Roles, rank: int) -> WorkerData | None:
     return WorkerData(dataset, shares[roles.worker_of(rank)], test)
 
 
-class Compute:
-    """Gradients on the worker's device, from and into the transport's memory.
+class Copy(Protocol):
+    """Whose parameters a gradient is of, and where it goes: a worker, or its local steps."""
 
-    On the CPU the model works on that memory itself; on a GPU, on copies there.
+    @property
+    def params(self) -> Arrays:
+        """The parameters, in the host's memory."""
+
+    @property
+    def grads(self) -> Arrays:
+        """The gradients, in the host's memory."""
+
+
+class Compute:
+    """Gradients on a device, from and into the host's arrays of ``copy``.
+
+    On the CPU the model works on those arrays themselves; on a GPU, on twins of them there.
     """
 
-    def __init__(self, config: Config, worker: Worker, kernels: Kernels) -> None:
-        self._model = config.model.value
+    def __init__(self, model: Model, copy: Copy, kernels: Kernels) -> None:
+        self._model = model
         self._kernels = kernels
         self._on_host = kernels.device == "cpu"
-        self._worker = worker
-        self._params = self._device_twin(worker.params)
-        self._grads = self._device_twin(worker.grads)
+        self._copy = copy
+        self._params = self._device_twin(copy.params)
+        self._grads = self._device_twin(copy.grads)
 
     def gradient(self, dataset: Dataset, micro_batches: list[IndexArray]) -> tuple[float, int, int]:
-        """Fills ``worker.grads`` with the gradient of the mean loss over all micro-batches.
+        """Fills ``copy.grads`` with the gradient of the mean loss over all micro-batches.
 
         Returns that mean loss, the number classified correctly and the number of samples.
         """
-        self.refresh()
+        params = self._on_device(self._copy.params)
         samples = sum(len(indices) for indices in micro_batches)
         loss, correct = 0.0, 0
         for i, indices in enumerate(micro_batches):
             share = len(indices) / samples
             x, y = (self._kernels.asarray(part) for part in dataset.batch(indices))
             one_loss, one_correct = self._model.loss_and_grad(
-                self._params, x, y, self._grads, self._kernels, scale=share, accumulate=i > 0
+                params, x, y, self._grads, self._kernels, scale=share, accumulate=i > 0
             )
             loss += share * one_loss
             correct += one_correct
         if not self._on_host:
             for name, grad in self._grads.items():
-                self._kernels.copy_to_host(grad, self._worker.grads[name])
+                self._kernels.copy_to_host(grad, self._copy.grads[name])
         return loss, correct, samples
 
-    def refresh(self) -> None:
-        """Takes over parameters that a pull has changed."""
-        if not self._on_host:
-            for name, param in self._params.items():
-                self._kernels.copy_to_device(self._worker.params[name], param)
+    def evaluate(
+        self, arrays: Arrays, dataset: Dataset, indices: IndexArray
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy on the samples ``indices`` of the parameters ``arrays``.
 
-    def evaluate(self, dataset: Dataset, indices: IndexArray) -> tuple[float, float]:
-        """Mean loss and accuracy on the samples ``indices``; NaN for no samples."""
-        self.refresh()
+        NaN for no samples.
+        """
+        params = self._on_device(arrays)
         loss, correct = 0.0, 0
         for start in range(0, len(indices), EVALUATION_BATCH):
             batch = dataset.batch(indices[start : start + EVALUATION_BATCH])
             x, y = (self._kernels.asarray(part) for part in batch)
-            part_loss, part_correct = self._model.evaluate(self._params, x, y, self._kernels)
+            part_loss, part_correct = self._model.evaluate(params, x, y, self._kernels)
             loss, correct = loss + part_loss, correct + part_correct
         n = len(indices)
         return (loss / n, correct / n) if n else (float("nan"), float("nan"))
+
+    def _on_device(self, arrays: Arrays) -> Mapping[str, Any]:
+        """The parameters ``arrays`` where the model can use them, until the next such call."""
+        if self._on_host:
+            return arrays
+        for name, param in self._params.items():
+            self._kernels.copy_to_device(arrays[name], param)
+        return self._params
 
     def _device_twin(self, arrays: Arrays) -> Mapping[str, Any]:
         if self._on_host:

@@ -49,6 +49,12 @@ def slowest_clock(clocks: Mapping[int, int], otherwise: int) -> int:
     return min(clocks.values(), default=otherwise)
 
 
+def slowest_only(clocks: Mapping[int, int]) -> dict[int, int]:
+    """The slowest worker's clock alone: all that a decision rests on, however many workers."""
+    worker = min(clocks, key=clocks.__getitem__, default=None)
+    return {} if worker is None else {worker: clocks[worker]}
+
+
 def may_answer(clock: int, clocks: Mapping[int, int], bound: int | None) -> Decision:
     """May a pull at ``clock`` be answered, given the live workers' clocks?"""
     slowest = slowest_clock(clocks, otherwise=clock)

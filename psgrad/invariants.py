@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from psgrad.chunk_state import ChunkState, Push, Reply, Rules
 from psgrad.errors import ProtocolError
 from psgrad.layout import Chunk, Layout
@@ -47,7 +49,8 @@ class Referee:
     waiting: list[Header] = field(default_factory=list)
     staleness_max: int = 0
     updates: int = 0  # that the pushes accepted so far must have made
-    _filled: set[tuple[int, int]] = field(default_factory=set)  # (worker, clock) with a gradient
+    _leaving: set[int] = field(default_factory=set)  # live until all they pushed is accepted
+    _filled: set[tuple[int, int]] = field(default_factory=set)  # (worker, clock), not counted yet
 
     def __post_init__(self) -> None:
         self.delivered = dict.fromkeys(self.live, 0)
@@ -60,7 +63,7 @@ class Referee:
             self.ready = True
             now.append(Due(Kind.ACK, header.worker, header.clock))
         elif header.kind is Kind.LEAVE:
-            self.live.discard(header.worker)
+            self._leaving.add(header.worker)
         elif header.kind is not Kind.PULL and header.clock <= self.delivered[header.worker]:
             now.append(Due(Kind.ACK, header.worker, header.clock))  # a duplicate
         else:
@@ -71,8 +74,9 @@ class Referee:
                     self._filled.add((header.worker, header.clock))
         self._settle()
         still = []
+        slowest = min((self.accepted[w] for w in self.live), default=None)
         for request in self.waiting:
-            if self._is_due(request):
+            if self._is_due(request, request.clock if slowest is None else slowest):
                 kind = Kind.ACK if request.kind is Kind.PUSH else Kind.PARAMS
                 now.append(Due(kind, request.worker, request.clock))
             else:
@@ -91,10 +95,13 @@ class Referee:
     def _settle(self) -> None:
         moved = self.ready
         while moved:
-            moved = False
+            gone = {w for w in self._leaving & self.live if self.delivered[w] == self.accepted[w]}
+            self.live -= gone
+            moved = bool(gone)
+            slowest = self.slowest(0)
             for worker in self.live:
                 here = self.accepted[worker]
-                in_bound = self.bound is None or here - self.slowest(here) <= self.bound
+                in_bound = self.bound is None or here - slowest <= self.bound
                 if self.delivered[worker] > here and in_bound:
                     self.accepted[worker] += 1
                     moved = True
@@ -104,18 +111,19 @@ class Referee:
         """One update for each push that carries something; in sync for each round that does."""
         done = {(w, c) for w, c in self._filled if c <= self.accepted[w]}
         if self.bound == 0:
-            clocks = {c for _, c in done}
-            self.updates = sum(1 for c in clocks if c <= self.slowest(c))
+            done = {(w, c) for w, c in done if c <= self.slowest(c)}
+            self.updates += len({c for _, c in done})
         else:
-            self.updates = len(done)
+            self.updates += len(done)
+        self._filled -= done
 
-    def _is_due(self, request: Header) -> bool:
+    def _is_due(self, request: Header, slowest: int) -> bool:
         clock, live = request.clock, request.worker in self.live
         if not self.ready:
             return False
         if request.kind is not Kind.PULL and self.accepted[request.worker] < clock:
             return False
-        ahead = clock - self.slowest(clock)
+        ahead = clock - slowest
         if request.kind is Kind.PUSH:
             return self.bound != 0 or ahead <= 0
         in_bound = not live or self.bound is None or ahead <= self.bound
@@ -139,13 +147,13 @@ class CheckedShard(Shard):
         self._referees = {
             index: Referee(rules.bound, set(state.clocks)) for index, state in self.chunks.items()
         }
-        self._digests: dict[tuple[int, int], int] = {}  # of the parameters of (chunk, version)
+        self._digests: dict[int, tuple[int, int]] = {}  # chunk -> version, digest of its parameters
         self._rounds: dict[int, list[tuple[int, set[int]]]] = {}  # in this message, by chunk
 
     def handle(self, header: Header, payload: Gradient | None = None) -> list[Reply]:
-        versions = {index: state.version for index, state in self.chunks.items()}
         self._rounds.clear()
         touched = list(self.chunks) if header.kind is Kind.LEAVE else [header.chunk]
+        versions = {i: self.chunks[i].version for i in touched if i in self.chunks}
         due: Counter[tuple[int, Due]] = Counter()
         for index in touched:
             if index in self._referees:
@@ -196,9 +204,10 @@ class CheckedShard(Shard):
         header = reply.header
         if reply.params is None:
             return
-        key = (header.chunk, header.version)
-        digest = zlib.crc32(reply.params.tobytes())
-        if self._digests.setdefault(key, digest) != digest:
+        digest = zlib.crc32(reply.params.view(np.uint8).data)
+        version, known = self._digests.get(header.chunk, (-1, 0))
+        self._digests[header.chunk] = (header.version, digest)
+        if version == header.version and digest != known:
             raise InvariantError(
                 f"chunk {header.chunk} has two contents of version {header.version}"
             )

@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from psgrad.numbering import Numbering
 from psgrad.record import Recorder
 from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
+
+TIMED_NBYTES: Final = 64 << 10  # a pull of less is latency
 
 
 @dataclass
@@ -50,8 +53,8 @@ class ServerLinks:
         self.answered = Answered()
         self.wire_nbytes = 0
         self.link_rate = 0.0
-        """Bytes a second of the fastest burst of answers so far; 0 before one of several."""
-        self._burst: tuple[float, float, int] | None = None  # first and last arrival, bytes since
+        """Bytes a second that came in during the last large pull; 0 before there was one."""
+        self._received = 0  # bytes of answers about chunks
         self._transport = transport
         self._roles = roles
         self._servers = list(roles.server_ranks)
@@ -115,11 +118,22 @@ class ServerLinks:
         """Waits until nothing is unanswered."""
         while any(self._unanswered.values()):
             self._take_one()
-        if self._burst is not None:
-            first, last, nbytes = self._burst
-            if nbytes and last > first:
-                self.link_rate = max(self.link_rate, nbytes / (last - first))
-            self._burst = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is unanswered."""
+        return not any(self._unanswered.values())
+
+    def timed(self, pull: Callable[[], None]) -> None:
+        """Runs ``pull``, which sends requests without a payload and waits for all answers.
+
+        Nothing else is under way, so the time that a large one takes says what the links carry.
+        """
+        start, before = self._transport.now(), self._received
+        pull()
+        seconds, nbytes = self._transport.now() - start, self._received - before
+        if nbytes >= TIMED_NBYTES and seconds > 0:
+            self.link_rate = nbytes / seconds
 
     def await_control(self, kind: Kind) -> tuple[Header, bytes]:
         """Waits for the next control message, which must be of ``kind``."""
@@ -143,9 +157,7 @@ class ServerLinks:
             self._recorder.took(server, header)
         if header.kind in (Kind.ACK, Kind.PARAMS):
             self._unanswered[server] -= 1
-            now = self._transport.now()
-            first, _, nbytes = self._burst or (now, now, -HEADER_NBYTES - header.nbytes)
-            self._burst = (first, now, nbytes + HEADER_NBYTES + header.nbytes)
+            self._received += HEADER_NBYTES + header.nbytes
             self.answered.rate, self.answered.version = header.rate, header.version
             if header.kind is Kind.PARAMS:
                 self._take_params(server, header)

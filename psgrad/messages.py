@@ -26,8 +26,8 @@ sequence        4  number of a rendezvous
 checksum        4  CRC-32 of the 100 bytes before it
 ==========  =====  ==========================================================================
 
-All integers are unsigned and little-endian. Payloads of chunks are little-endian float32; payloads
-of control messages are UTF-8 JSON. Nothing is ever unpickled.
+All integers are unsigned and little-endian. Payloads of chunks are little-endian float32, or those
+of a codec; payloads of control messages are UTF-8 JSON. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Flag:
     DENSE: Final = 2  # in a PULL or STEP: answer with float32 whatever the pull codec
     HELD: Final = 4  # in a request, the worker holds the reference of ``version``; in a reply, it
     # does now
+    QUIET: Final = 16  # in a push: no answer is wanted
     SHARED: Final = 8  # there is no payload: it lies in memory that both ranks have
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from psgrad.chunk_state import Reply
 from psgrad.codecs import DIFFERENCES, Bytes, Codec, Key, Workspace
+from psgrad.codecs.wire import seal
 from psgrad.layout import Float32
 from psgrad.messages import Flag, Header
 from psgrad.references import SERVERS_STREAM, Difference, References
@@ -19,9 +20,10 @@ Memory: TypeAlias = NDArray[Any]
 class ParamsEncoder:
     """Parameters as they are sent. Absolute values are encoded once for each version of a chunk."""
 
-    def __init__(self, codec: Codec | None, seed: int) -> None:
+    def __init__(self, codec: Codec | None, seed: int, sealed: bool = False) -> None:
         self._codec = codec
         self._seed = seed
+        self._sealed = sealed  # some of the payloads leave the node
         self._work = Workspace()
         self._payloads: dict[int, tuple[int, Bytes, int]] = {}  # chunk -> version, memory, nbytes
 
@@ -44,6 +46,8 @@ class ParamsEncoder:
         if version != header.version:
             key = Key(self._seed, SERVERS_STREAM, header.version, reply.chunk.start)
             nbytes = codec.encode(params, None, memory, key, self._work)
+            if self._sealed:
+                seal(memory[:nbytes])
             self._payloads[header.chunk] = (header.version, memory, nbytes)
         return header._replace(flags=Flag.ENCODED, nbytes=nbytes), memory[:nbytes]
 
@@ -57,5 +61,7 @@ class ParamsEncoder:
         answer = references.answer(header.worker, reply.held, params, header.version, self._work)
         if not isinstance(answer, Difference):
             return header._replace(flags=Flag.HELD), answer
+        if self._sealed and answer.payload.size:
+            seal(answer.payload)  # once: before it is sent for the first time
         flags = Flag.HELD | Flag.ENCODED
         return header._replace(flags=flags, nbytes=answer.payload.size), answer.payload

@@ -59,7 +59,12 @@ def run(
     ``InvariantError`` of a server behind it, ``StallError``, ``AliasingError``.
     """
     simulation = Simulation(
-        scenario.size, scenario.network, scenario.faults, scenario.seed, trace=trace or False
+        scenario.size,
+        scenario.network,
+        scenario.faults,
+        scenario.seed,
+        trace=trace or False,
+        hosts=scenario.machines,
     )
 
     def program(transport: SimulatedTransport) -> Told | None:
@@ -73,6 +78,7 @@ def run(
                 window=scenario.window,
                 codec=scenario.codec,
                 pull_codec=scenario.pull_codec,
+                feedback=scenario.feedback,
                 zstd=scenario.zstd,
                 seed=scenario.seed % (1 << 32),
             )
@@ -95,8 +101,10 @@ def _train(scenario: Scenario, worker: Worker) -> Told:
     compute = pace.parse(scenario.pace, scenario.seed % (1 << 32))
     pushed = np.zeros(sum(scenario.sizes))
     for step in range(1, scenario.steps_of(worker.rank) + 1):
-        worker.sleep(compute.seconds(worker.rank, step))
         flat = np.concatenate([params[name] for name in names])
+        worker.sleep(compute.seconds(worker.rank, step))
+        if flat.tobytes() != b"".join(params[name].tobytes() for name in names):
+            raise InvariantError(f"parameters of worker {worker.rank} changed while it computed")
         grad = scenario.gradient(worker.rank, step, flat)
         grads = dict(zip(names, _split(grad, scenario.sizes), strict=True))
         weight = scenario.weight(worker.rank, step)
@@ -129,7 +137,9 @@ def _compare(scenario: Scenario, told: Sequence[Told], outcome: Outcome) -> None
         if naive_sync(scenario).tobytes() != outcome.params.tobytes():
             raise InvariantError("sync differs from the plain loop over whole arrays")
         outcome.compared.append("twin")
-    lossy = scenario.codec.partition(":")[0] in UNPREDICTABLE
+    lossy = scenario.codec.partition(":")[0] in UNPREDICTABLE or (
+        scenario.codec != "none" and scenario.feedback not in ("auto", "ef")
+    )
     if scenario.bound != 0 and scenario.optimizer == "sgd" and not lossy:
         start = np.concatenate(list(scenario.arrays().values()))
         total = sum(value.pushed for value in told)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from psgrad.codecs.feedback import NOT_FED_BACK
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.kernels.hashing import stream
 from psgrad.layout import Float32
@@ -40,7 +41,8 @@ class Scenario:
     """One schedule. ``steps`` is what the busiest worker does; ``uneven`` how many less others do.
 
     ``skips``, ``pushes``, ``delays``, ``duplicates`` and ``drops`` are shares: of steps that are
-    not finite, of steps without a pull, and of messages.
+    not finite, of steps without a pull, and of messages. ``hosts`` is on how many machines the ranks
+    are, in turn; 0: each on its own.
     """
 
     seed: int
@@ -54,7 +56,9 @@ class Scenario:
     window: int = 8
     codec: str = "none"
     pull_codec: str = "none"
+    feedback: str = "auto"
     zstd: str = "off"
+    hosts: int = 0
     optimizer: str = "sgd"
     skips: float = 0.0
     pushes: float = 0.0
@@ -71,7 +75,7 @@ class Scenario:
     def of(cls, seed: int) -> Scenario:
         """The scenario of a seed: always the same one."""
         draw = _Draw(seed)
-        return cls(
+        scenario = cls(
             seed,
             workers=draw.among((1, 2, 2, 3, 3, 4, 6)),
             servers=draw.among((1, 1, 2, 3)),
@@ -84,6 +88,7 @@ class Scenario:
             codec=draw.among(CODECS),
             pull_codec=draw.among(PULL_CODECS),
             zstd=draw.among(("off", "off", "on", "auto")),
+            hosts=draw.among((0, 0, 1, 2)),
             optimizer=draw.among(("sgd", "sgd", "momentum", "adam")),
             skips=draw.among((0.0, 0.0, 0.1, 0.5)),
             pushes=draw.among((0.0, 0.0, 0.3)),
@@ -96,6 +101,14 @@ class Scenario:
             drops=draw.among((0.0, 0.0, 0.05)),
             partition=draw.among((False, False, False, True)),
         )
+        return replace(scenario, feedback=draw.among(scenario.feedbacks()))
+
+    def feedbacks(self) -> tuple[str, ...]:
+        """What may be done with what the codec does not send."""
+        if self.codec.partition(":")[0] in NOT_FED_BACK:
+            return ("auto",)
+        even = self.bound == 0 and not self.uneven
+        return ("auto", "auto", "none", "dgc", "ef21" if even else "ef")
 
     @property
     def size(self) -> int:
@@ -107,6 +120,12 @@ class Scenario:
         """What the ranks are."""
         servers = [f"server {rank}" for rank in range(self.servers)]
         return servers + [f"worker {worker}" for worker in range(self.workers)]
+
+    @property
+    def machines(self) -> list[str]:
+        """The host of each rank; those of one share memory."""
+        count = self.hosts or self.size
+        return [f"node{rank % count}" for rank in range(self.size)]
 
     @property
     def network(self) -> Network:

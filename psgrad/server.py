@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 
 from psgrad.chunk_state import Counters, Reply, Rules
-from psgrad.codecs.wire import seal
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.layout import Float32, Layout, assign, balance
@@ -37,6 +36,7 @@ from psgrad.sharing import ServerSharing
 from psgrad.transport import Buffer, Sent, Transport
 from psgrad.transport.shared import SharingError
 
+PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
 
 
@@ -85,7 +85,8 @@ class Server:
         self._sharing = ServerSharing(options, roles, transport.rank)
         self._layout: Layout | None = None
         self._snapshots = SnapshotPool()
-        self._encoder = ParamsEncoder(self._compression.pull, options.seed)
+        elsewhere = [r for r in roles.worker_ranks if not roles.same_node(r, transport.rank)]
+        self._encoder = ParamsEncoder(self._compression.pull, options.seed, bool(elsewhere))
 
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
@@ -102,6 +103,7 @@ class Server:
             if self._recorder is not None:
                 self._recorder.took(peer, header)
             self._handle(header, payload)
+        self._sharing.close()
         if self._shard is not None and (blocked := self._shard.blocked()):
             raise ProtocolError("the run ended with unanswered messages: " + "; ".join(blocked))
         if self._gradients.lent:
@@ -110,8 +112,13 @@ class Server:
     def _place(self, peer: int, header: Header) -> Buffer:
         """Memory for a payload, after a look at every field that it depends on."""
         self._check_sender(peer, header)
-        if header.kind in CHUNK_KINDS and self._numbering.is_new(peer, header.number):
-            memory: Buffer = self._chunk_memory(peer, header)
+        encoded = header.flags & Flag.ENCODED
+        if encoded and (header.kind not in PUSH_KINDS or self._compression.push is None):
+            raise ProtocolError(f"rank {peer} sends {header.kind.name} with an encoded payload")
+        if header.kind in CHUNK_KINDS:
+            new = self._numbering.is_new(peer, header.number)
+            # What comes once more is received, because it is on its way, and not looked at.
+            memory: Buffer = self._chunk_memory(peer, header, new)
         elif header.nbytes <= CONTROL_LIMIT:
             memory = bytearray(header.nbytes)
         else:
@@ -126,7 +133,7 @@ class Server:
         if header.worker != worker:
             raise ProtocolError(f"rank {peer} sends as worker {header.worker}, it is {worker}")
 
-    def _chunk_memory(self, peer: int, header: Header) -> Buffer:
+    def _chunk_memory(self, peer: int, header: Header, new: bool) -> Buffer:
         if self._shard is None or header.chunk not in self._shard.chunks:
             raise ProtocolError(f"rank {peer} pushes chunk {header.chunk}, which is not here")
         if header.layout != self._digest:
@@ -140,13 +147,15 @@ class Server:
                     f"rank {peer} pushes {header.nbytes} bytes of {codec.name} to chunk "
                     f"{chunk.index}, the limit is {limit}"
                 )
+            if not new:
+                return bytearray(header.nbytes)
             return self._gradients.payload(chunk.size, codec, header.nbytes)
         if header.nbytes != chunk.nbytes:
             raise ProtocolError(
                 f"rank {peer} pushes {header.nbytes} bytes to chunk {chunk.index} "
                 f"of {chunk.nbytes} bytes"
             )
-        return self._gradients.bare(chunk.size)
+        return self._gradients.bare(chunk.size) if new else bytearray(header.nbytes)
 
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
@@ -186,6 +195,8 @@ class Server:
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None and not reply.header.flags & Flag.SHARED:
             self._gradients.give_back(reply.released)
+        if reply.header.flags & Flag.QUIET:
+            return
         header, payload = self._encoder.encode(reply)
         if payload is not None and reply.stable and header.worker in self._sharing.readers:
             self._traffic.bytes_pulled += payload.nbytes
@@ -194,9 +205,6 @@ class Server:
         peer = self._roles.rank_of(header.worker)
         if self._recorder is not None:
             self._recorder.answered(peer, header)
-        leaves = not self._roles.same_node(self._transport.rank, peer)
-        if payload is not None and payload.size and leaves and header.flags & Flag.ENCODED:
-            seal(payload)
         if payload is None or reply.stable:
             self._post(peer, header, payload)
         else:
@@ -218,6 +226,7 @@ class Server:
             "first": first,
             "error": problem,
             "notice": self._notice,
+            "server": self._transport.rank,
             "params": self._sharing.handle,
         }
         for worker in [first, *others]:

@@ -20,7 +20,13 @@ from typing import Final
 import numpy as np
 
 from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules
-from psgrad.consistency import may_accept, may_answer, round_is_complete
+from psgrad.consistency import (
+    may_accept,
+    may_answer,
+    round_is_complete,
+    slowest_clock,
+    slowest_only,
+)
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.kernels import plain
 from psgrad.kernels.chunks import fastest
@@ -157,19 +163,27 @@ class Shard:
         return self._advance(state)
 
     def _leave(self, state: ChunkState, header: Header) -> list[Reply]:
-        if state.parked.get(header.worker):
-            raise ProtocolError(f"worker {header.worker} leaves before its pushes were answered")
-        state.clocks.pop(header.worker, None)
-        if state.references is not None:
-            state.references.drop(header.worker)
+        """A worker pushes no more; what it has pushed comes first, if that is parked."""
+        if header.worker in state.clocks:
+            state.leaving.add(header.worker)
         return self._advance(state)
+
+    def _let_go(self, state: ChunkState) -> bool:
+        """Takes out the workers that leave and have nothing parked; whether there were any."""
+        gone = [worker for worker in state.leaving if not state.parked.get(worker)]
+        for worker in gone:
+            state.leaving.remove(worker)
+            del state.clocks[worker]
+            if state.references is not None:
+                state.references.drop(worker)
+        return bool(gone)
 
     def _advance(self, state: ChunkState) -> list[Reply]:
         """Does all that the rule allows now; each thing done may allow the next."""
         replies: list[Reply] = []
         moved = True
         while moved:
-            moved = False
+            moved = self._let_go(state)
             if state.round and round_is_complete(_round_clock(state), state.clocks):
                 replies += self._close_round(state)
                 moved = True
@@ -268,10 +282,11 @@ class Shard:
     def _answer_pulls(self, state: ChunkState) -> list[Reply]:
         replies: list[Reply] = []
         waiting: list[Pull] = []
+        slowest = slowest_only(state.clocks)
         for pull in state.pulls:
             header = pull.header
             live = header.worker in state.clocks
-            decision = may_answer(header.clock, state.clocks, self.rules.bound)
+            decision = may_answer(header.clock, slowest, self.rules.bound)
             if not state.ready or (live and not decision.allowed):
                 waiting.append(pull)
                 continue
@@ -287,11 +302,10 @@ class Shard:
         self, state: ChunkState, request: Header, kind: Kind, verdict: Verdict, push: Push | None
     ) -> Reply:
         params = state.params if kind is Kind.PARAMS else None
-        decision = may_answer(request.clock, state.clocks, self.rules.bound)
         header = request._replace(
             kind=kind,
             verdict=verdict,
-            slowest=decision.slowest,
+            slowest=slowest_clock(state.clocks, otherwise=request.clock),
             version=state.version,
             rate=state.rate * self.rules.schedule.factor(state.position),
             nbytes=0 if params is None else params.nbytes,

@@ -128,6 +128,8 @@ class Offer:
         ``trains_all``: this worker is in every round of every chunk.
         """
         servers = frozenset(accepted)
+        if self._grads is not None:
+            self._grads.close()  # whoever is to read it has it
         memory = WorkerMemory.private(self._n)
         if self._grads is not None and servers:
             memory.grads, memory.takes = self._grads.data.view(np.float32), servers
@@ -156,6 +158,7 @@ class ServerSharing:
         self._wishes = Wishes.of(options)
         self._leads = leader(roles, rank) == rank
         self._grads: dict[int, Float32] = {}
+        self._segment: Segment | None = None
 
     def open(self, layout: Layout) -> str:
         """Makes the segment of parameters, where this server is to; returns why it could not."""
@@ -166,7 +169,13 @@ class ServerSharing:
         except SharingError as error:
             return str(error)
         self.params, self.handle = segment.data.view(np.float32), segment.handle
+        self._segment = segment
         return ""
+
+    def close(self) -> None:
+        """The run is over: lets nobody in any more."""
+        if self._segment is not None:
+            self._segment.close()
 
     def accept(self, worker: int, layout: Layout, grads: str | None, params: str | None) -> None:
         """Takes the offer of ``worker``; raises ``SharingError`` where it cannot be reached."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from psgrad import pace
 from psgrad.config import Config
-from psgrad.errors import ConfigError, unknown_name
+from psgrad.crash import say
+from psgrad.errors import ConfigError, PsgradError, unknown_name
 from psgrad.invariants import CheckedShard
 from psgrad.session import Session
 from psgrad.train import NOTHING, train_in
@@ -89,15 +90,23 @@ def train(
     size = cluster.workers + config.servers
     simulation = Simulation(size, cluster.network, seed=cluster.seed, trace=trace is not None)
 
+    said: list[str] = []
+
+    def report(text: str) -> None:
+        said.append(text)
+        say(text)
+
     def program(transport: SimulatedTransport) -> None:
-        with Session(transport=transport, shard=CheckedShard) as session:
+        with Session(transport=transport, shard=CheckedShard, report=report) as session:
             train_in(session, lambda: config, stamp, terminal, compute, about)
 
     try:
         simulation.run(program)
     except RankError as error:
-        # The rank has said it already, as it would under MPI.
-        error.spokesman = False
+        if not said and isinstance(error.__cause__, PsgradError):
+            error.__cause__.spokesman = None  # of all ranks alike: it is said once, here
+            raise error.__cause__ from None
+        error.spokesman = False if said else None
         raise
     finally:
         if trace is not None:

@@ -85,7 +85,7 @@ class Updater:
         hyper: Hyperparameters,
     ) -> bool:
         """Plain SGD on bare gradients in one pass, where there is a kernel for it."""
-        if type(self.optimizer) is not SGD or hyper.decay:
+        if type(self.optimizer).apply is not SGD.apply or hyper.decay:
             return False
         bare = [grad for grad in payloads if isinstance(grad, np.ndarray)]
         if len(bare) < len(payloads):

@@ -145,7 +145,8 @@ class Worker:
             answer = decode_json(payload)
             if header.verdict is Verdict.REFUSED:
                 raise self._alike(LayoutError(answer["error"]), answer["first"])
-            handle = answer["params"] or handle
+            if self._roles.same_node(answer["server"], self._transport.rank):
+                handle = answer["params"] or handle
         self.notice = answer["notice"]
         memory = self._share(layout, handle)
         servers = self._roles.servers
@@ -188,9 +189,17 @@ class Worker:
         """
         state = self._registered
         wanted = None if names is None else set(state.params(names))
-        for chunk in state.touched_by(wanted):
-            self._send_chunk(Kind.PULL, chunk, flags=Flag.DENSE if dense else 0)
-        self._links.await_answers()
+        flags = Flag.DENSE if dense else 0
+
+        def fetch() -> None:
+            for chunk in state.touched_by(wanted):
+                self._send_chunk(Kind.PULL, chunk, flags=flags)
+            self._links.await_answers()
+
+        if self._links.idle:
+            self._links.timed(fetch)
+        else:
+            fetch()
 
     def set_lr(self, rate: float) -> None:
         """Sets the base learning rate from this worker's next push on, for all workers.
@@ -206,14 +215,15 @@ class Worker:
     def leave(self) -> None:
         """Ends this worker's pushes: rounds close and bounds hold without it. Pulls still work.
 
-        What error feedback has kept back is pushed first, as float32: one more step.
+        What error feedback has kept back is pushed first, as float32: one more step, which nobody
+        waits for.
         """
         if self._left or self._state is None:
             return
+        self._links.await_answers()
         self._state.memory.detach()  # rounds close without this worker from now on
         if self._encoder is not None:
             self._flush_residual(self._state, self._encoder)
-        self._links.await_answers()
         self._links.ask_all(Header(Kind.LEAVE, clock=self.clock), Kind.LEFT)
         self._left = True
 
@@ -334,17 +344,17 @@ class Worker:
         kept = {chunk.index: encoder.kept(chunk) for chunk in state.trained}
         if all(residual is None for residual in kept.values()):
             return
-        self._links.await_answers()
         self.clock += 1
         for chunk in state.trained:
             residual = kept[chunk.index]
             if residual is None:
-                self._send_chunk(Kind.PUSH, chunk)
+                self._send_chunk(Kind.PUSH, chunk, flags=Flag.QUIET)
                 continue
             grad = state.grads_of(chunk)
             np.copyto(grad, residual)
             residual.fill(0.0)
-            self._send_chunk(Kind.PUSH, chunk, grad, self._weight)
+            self._send_chunk(Kind.PUSH, chunk, grad, self._weight, Flag.QUIET)
+        self._transport.flush()
 
     def _send_chunk(
         self,
@@ -365,4 +375,7 @@ class Worker:
             rate=self._next_rate,
             flags=flags,
         )
-        self._links.request(state.owner[chunk.index], header, payload)
+        if flags & Flag.QUIET:
+            self._links.tell(state.owner[chunk.index], header, payload)
+        else:
+            self._links.request(state.owner[chunk.index], header, payload)

@@ -88,19 +88,29 @@ def test_answers_are_waited_for_and_no_longer(transport, links):
     assert len(transport.script) == 1
 
 
-def test_the_link_rate_is_that_of_the_fastest_burst(transport, links):
+def test_the_link_rate_is_that_of_the_last_large_pull(transport, links):
+    """Two readings of the clock, a second apart, whatever came before."""
     assert links.link_rate == 0.0
-    for sizes in ([1000], [1000, 500, 700], [1000, 80], [1000, 900, 900]):
-        memory = {i: np.zeros(n // 4, np.float32) for i, n in enumerate(sizes)}
-        links.receive_params_into(memory.__getitem__, lambda chunk: 0)
-        for i, n in enumerate(sizes):
-            links.request(i % 2, Header(Kind.PULL, chunk=i))
-            transport.arrives(i % 2, Header(Kind.PARAMS, chunk=i), bytes(n))
-        links.await_answers()
-        if sizes == [1000]:
-            assert links.link_rate == 0.0, "one answer has no rate"
-    # A second passes between two arrivals; the first one's bytes came before the burst began.
-    assert links.link_rate == 900 + HEADER_NBYTES
+    for nbytes, rate in ((1000, 0.0), (100_000, 100_104.0), (1000, 100_104.0), (80_000, 80_104.0)):
+        memory = np.zeros(nbytes // 4, np.float32)
+        links.receive_params_into(lambda chunk, memory=memory: memory, lambda chunk: 0)
+        transport.arrives(0, Header(Kind.PARAMS), bytes(nbytes))
+
+        def pull():
+            links.request(0, Header(Kind.PULL))
+            links.await_answers()
+
+        links.timed(pull)
+        assert links.link_rate == rate
+
+
+def test_it_is_idle_when_all_is_answered(transport, links):
+    assert links.idle
+    links.request(0, push())
+    assert not links.idle
+    transport.arrives(0, Header(Kind.ACK))
+    links.await_answers()
+    assert links.idle
 
 
 def test_parameters_arrive_where_they_are_used(transport, links):

@@ -149,7 +149,13 @@ def test_a_problem_of_one_worker_is_told_to_all():
     desk.tell(0, Kind.REGISTER, registration(LAYOUT))
     desk.tell(1, Kind.REGISTER, encode_json({"problem": "no parameters"}))
     desk.serve()
-    answer = {"first": 0, "error": "worker 1: no parameters", "notice": "", "params": None}
+    answer = {
+        "first": 0,
+        "error": "worker 1: no parameters",
+        "notice": "",
+        "server": 0,
+        "params": None,
+    }
     assert [json.loads(p) for p in desk.transport.payloads] == [answer] * 2
 
 
@@ -183,7 +189,7 @@ def test_everyone_is_told_who_gives_the_initial_values(order):
             desk.tell(worker, Kind.REGISTER, registration(LAYOUT))
     assert desk.serve() == [(Kind.REGISTERED, 1), (Kind.REGISTERED, 2)]
     assert [json.loads(p) for p in desk.transport.payloads] == [
-        {"first": 1, "error": None, "notice": "", "params": None}
+        {"first": 1, "error": None, "notice": "", "server": 0, "params": None}
     ] * 2
     desk.tell(1, Kind.INIT, full(7.0))
     desk.tell(2, Kind.PULL)

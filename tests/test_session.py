@@ -21,6 +21,7 @@ WORKS = {
     "pulled_in_8_bits": 5,
     "pulled_differences": 5,
     "shared": 5,
+    "leaving_while_others_wait": 4,
     "rendezvous": 4,
     "set_lr": 5,
     "segments": 4,

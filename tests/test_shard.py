@@ -258,12 +258,18 @@ def test_an_initial_value_must_have_one():
         desk.shard.handle(Header(Kind.INIT))
 
 
-def test_nobody_leaves_with_a_parked_push():
+def test_what_a_leaver_has_pushed_comes_first():
+    """It is live until its parked push is in a round; then nobody waits for it any more."""
     desk = Desk(workers=2, bound=0, initial=0.0)
     desk.send(Kind.PUSH, 0)
     desk.send(Kind.PUSH, 0)
-    with pytest.raises(ProtocolError, match="worker 0 leaves before its pushes were answered"):
-        desk.send(Kind.LEAVE, 0)
+    assert desk.send(Kind.LEAVE, 0) == []
+    replies = desk.send(Kind.PUSH, 1)
+    assert desk.names(replies) == [(Kind.ACK, 0, 1), (Kind.ACK, 1, 1)]
+    replies = desk.send(Kind.PUSH, 1)
+    assert sorted(desk.names(replies)) == [(Kind.ACK, 0, 2), (Kind.ACK, 1, 2)]
+    (reply,) = desk.send(Kind.STEP, 1)
+    assert (reply.header.kind, reply.header.worker) == (Kind.PARAMS, 1)
 
 
 def test_a_non_member_does_not_push_and_is_not_waited_for():

@@ -117,8 +117,8 @@ def test_without_hosts_nothing_is_shared():
 
 
 def test_a_handle_that_leads_nowhere_is_a_problem_with_words():
-    offer = Offer(LAYOUT, Options(), HERE, 3, "/proc/1/fd/999999")
-    assert "cannot map /proc/1/fd/999999" in offer.problem
+    offer = Offer(LAYOUT, Options(), HERE, 3, "/proc/1/fd/999999#1")
+    assert "cannot map /proc/1/fd/999999: " in offer.problem
     memory = offer.settle([], True)
     assert memory.params.flags.writeable
     assert not memory.takes
@@ -127,9 +127,9 @@ def test_a_handle_that_leads_nowhere_is_a_problem_with_words():
 def test_a_server_refuses_what_it_cannot_map():
     side = ServerSharing(Options(servers=2), HERE, 1)
     with pytest.raises(SharingError, match="cannot map"):
-        side.accept(0, LAYOUT, grads="/proc/1/fd/999999", params=None)
+        side.accept(0, LAYOUT, grads="/proc/1/fd/999999#1", params=None)
     short = Segment.create(16)
-    with pytest.raises(SharingError, match="has 16 bytes, not 6000"):
+    with pytest.raises(SharingError, match="it has 16"):
         side.accept(0, LAYOUT, grads=None, params=short.handle)
     assert side.readers == set()
 

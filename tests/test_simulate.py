@@ -121,6 +121,59 @@ def test_a_wrong_pace_is_refused_before_anything_runs(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_configuration_file_is_enough(capsys, tmp_path):
+    """That of a simulated run repeats it."""
+    one, _ = simulated(capsys, tmp_path / "one", "workers=2,seed=4", "--mode", "async")
+    status, out, err = psgrad(
+        capsys, "train", tmp_path / "one" / "config.toml", "--run-dir", tmp_path / "two"
+    )
+    assert status == 0, err
+    assert json.loads(out.splitlines()[-1])["params_sha256"] == one["params_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--dataset", "no-such-file.csv"], "no-such-file.csv"),
+        (["--device", "gpu"], "gpu"),
+    ],
+)
+def test_what_all_ranks_refuse_is_said_once(capsys, tmp_path, more, reason):
+    status, _, err = psgrad(
+        capsys, "train", "--simulate", "workers=3", "--run-dir", tmp_path / "run", *SMALL, *more
+    )
+    assert status in (1, 2)
+    assert err.count("psgrad: error: ") == 1
+    assert reason in err.splitlines()[-1].lower()
+
+
+def test_a_run_folder_that_is_taken_is_said(capsys, tmp_path):
+    simulated(capsys, tmp_path / "run", "workers=2")
+    status, _, err = psgrad(
+        capsys, "train", "--simulate", "workers=2", "--run-dir", tmp_path / "run", *SMALL
+    )
+    assert status == 2
+    assert "holds a finished run" in err.splitlines()[-1]
+
+
+def test_a_simulated_run_is_not_started_by_mpi(capsys, tmp_path, monkeypatch):
+    status, _, err = psgrad(capsys, "run", "--np", "2", "--", "--simulate", "workers=2")
+    assert status == 2
+    assert "a simulated run has no MPI ranks" in err
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    status, _, err = psgrad(
+        capsys, "train", "--simulate", "workers=2", "--run-dir", tmp_path / "run", *SMALL
+    )
+    assert status == 2
+    assert "has all its ranks in one process" in err
+
+
+def test_a_trace_of_a_real_run_is_refused(capsys):
+    status, _, err = psgrad(capsys, "run", "--np", "2", "--", "--trace", "x.json")
+    assert status == 2
+    assert "--trace is of a simulated run" in err
+
+
 # psgrad simulate
 
 

@@ -78,7 +78,9 @@ def test_nothing_has_a_name():
 
 def test_a_segment_of_another_size_is_refused():
     mine = Segment.create(100)
-    with pytest.raises(SharingError, match="has 100 bytes, not 101"):
+    with pytest.raises(
+        SharingError, match="not the segment of 101 bytes that was meant, it has 100"
+    ):
         Segment.attach(mine.handle, 101, writable=False)
 
 
@@ -108,3 +110,26 @@ def test_what_is_private_does_not_change_any_more():
     assert not mine.flags.writeable
     del own
     assert piece[1, 4] == 5009.0
+
+
+def test_another_file_of_that_number_is_refused():
+    """A process that has ended, and another one in its place; or one on another machine."""
+    mine, other = Segment.create(100), Segment.create(100)
+    path, _, inode = mine.handle.partition("#")
+    wrong = f"{path}#{other.handle.partition('#')[2]}"
+    with pytest.raises(SharingError, match="not the segment of 100 bytes that was meant"):
+        Segment.attach(wrong, 100, writable=False)
+    assert inode
+
+
+def test_a_closed_segment_lets_nobody_in_and_stays():
+    mine = Segment.create(100)
+    theirs = Segment.attach(mine.handle, 100, writable=True)
+    before = len(os.listdir("/proc/self/fd"))
+    mine.close()
+    mine.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    theirs.data[:] = 5
+    assert (mine.data == 5).all()
+    with pytest.raises(SharingError):
+        Segment.attach(mine.handle, 100, writable=False)

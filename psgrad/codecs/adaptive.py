@@ -6,10 +6,10 @@ whose error is at most the limit, it takes the one with the smallest
 
     (seconds to encode) + (bytes) / (link rate)
 
-Seconds are those measured when a candidate was last used, or on the pieces; the link rate is the
-best that a burst of answers came in with (``ServerLinks.link_rate``). Float32 is a candidate, so
-above the break-even rate compression is off; as long as no rate is known it is off too. Agarwal et
-al. (MLSys 2021) switch between two ratios by how the gradient's norm moves; here the limit on the
+Seconds of the candidates in use are those measured in use, those of the others are measured on the
+pieces; the link rate is that of the last large pull (``ServerLinks.link_rate``). Float32 is a
+candidate, so above the break-even rate compression is off; as long as no rate is known it is off
+too. Agarwal et al. (MLSys 2021) switch between two ratios by how the gradient's norm moves; here the limit on the
 error says when a gradient is too flat for top-k. Which codec is used depends on measured times, so
 a run does not repeat bit for bit.
 """
@@ -114,10 +114,11 @@ class Trial:
         for i, codec in enumerate(candidates):
             out = work.take("adaptive.out", codec.nbytes_max(n), np.uint8)
             kept = work.take("adaptive.kept", n, np.float32)
-            kept.fill(0.0)
-            begin = now()
-            nbytes[i] = codec.encode(v, kept, out, Key(0, 0, 1 << 30, 0), work) - HEADER_NBYTES
-            seconds[i] = now() - begin
+            for _ in range(2):  # the first time is not what it takes in a run
+                kept.fill(0.0)
+                begin = now()
+                nbytes[i] = codec.encode(v, kept, out, Key(0, 0, 1 << 30, 0), work) - HEADER_NBYTES
+                seconds[i] = now() - begin
             error[i] = _energy(kept) / energy
         return cls(nbytes / n, error, seconds / n)
 
@@ -144,8 +145,10 @@ class FastestChoice:
                 sample = np.concatenate([look(chunk, piece) for piece in _pieces(chunk.size)])
                 trial = Trial.of(self._candidates, sample, self._now, self._work)
                 self._nbytes[i], self._error[i] = trial.nbytes, trial.error
-                unknown = self._seconds == 0
-                self._seconds[unknown] = trial.seconds[unknown]
+                # What is in use is measured in use.
+                idle = np.ones(len(self._seconds), np.bool_)
+                idle[self._used] = self._seconds[self._used] == 0
+                self._seconds[idle] = trial.seconds[idle]
 
     def codec(self, chunk: Chunk, link_rate: float) -> Codec:
         i = self._row[chunk.index]

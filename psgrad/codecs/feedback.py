@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad.codecs.base import Bytes, Codec, Key, Workspace
+from psgrad.codecs.base import Bytes, Codec, Key, Workspace, add_into
 from psgrad.codecs.choice import load
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.layout import Chunk, Float32
@@ -148,7 +148,8 @@ class EF21:
         rest = work.take("ef21.rest", chunk.size, np.float32)
         np.negative(estimate, out=rest)
         nbytes = codec.encode(grad, rest, out, key, work)
-        np.subtract(grad, rest, out=estimate)  # rest is now g - h - c
+        # By the servers' own arithmetic, so that the two never drift apart.
+        add_into(codec.open(out[:nbytes], chunk.size), estimate)
         return nbytes
 
     def residual(self, chunk: Chunk) -> Float32 | None:
@@ -218,6 +219,11 @@ def choose(name: str, codec: Codec) -> str:
         raise ConfigError(unknown_name("feedback", name, FEEDBACKS))
     if codec.name == "none" and name not in ("auto", "none"):
         raise ConfigError(f"feedback {name!r} needs a codec that loses something, got 'none'")
+    if codec.name in NOT_FED_BACK and name not in ("auto", "none"):
+        raise ConfigError(
+            f"feedback {name!r} with codec {codec.name!r} would grow without end: the codec is "
+            "unbiased and its error may be larger than the gradient; use auto or none"
+        )
     if name != "auto":
         return name
     return "none" if codec.name in NOT_FED_BACK else "ef"

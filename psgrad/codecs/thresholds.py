@@ -37,7 +37,7 @@ class Thresholds:
     def __init__(self, codec: TopK, chunks: Sequence[Chunk]) -> None:
         together = codec.scope == "global"
         self._codec = codec
-        self._groups = [list(chunks)] if together else [[chunk] for chunk in chunks]
+        self._groups = [list(chunks)] if together and chunks else [[chunk] for chunk in chunks]
         self._group_of = {c.index: i for i, group in enumerate(self._groups) for c in group}
         self._low = np.zeros(len(self._groups), np.float32)
         self._left = np.zeros(len(self._groups), np.int64)  # steps that the threshold is kept
@@ -74,7 +74,7 @@ class Thresholds:
         sent, wanted = int(self._sent[i]), int(self._wanted[i])
         if not wanted or self._left[i] == 0:
             return
-        if not wanted // 2 <= sent < 2 * wanted:
+        if not wanted <= 2 * sent < 4 * wanted:
             self._left[i] = 0
         elif wanted < n:
             self._low[i] *= (sent / wanted) ** (1 / max(1.0, math.log(n / wanted)))

@@ -28,13 +28,14 @@ class SharingError(PsgradError):
     """Memory could not be shared; whoever sees it goes on by messages."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Segment:
     """``data[nbytes]`` is the memory; it stays mapped as long as an array on it is in use."""
 
     data: NDArray[np.uint8]
     handle: str
-    """What another process attaches to, while this one runs; empty where it did not create it."""
+    """What another process attaches to, until ``close``; empty where it did not create it."""
+    descriptor: int = -1
 
     @classmethod
     def create(cls, nbytes: int) -> Segment:
@@ -43,32 +44,45 @@ class Segment:
         if nbytes > free:
             # To reserve more than there is would bring the kernel's killer, on whatever process.
             raise SharingError(f"cannot make {nbytes} bytes of shared memory: {free} are available")
+        descriptor = -1
         try:
             descriptor = os.memfd_create("psgrad")
             os.posix_fallocate(descriptor, 0, max(1, nbytes))
             memory = mmap.mmap(descriptor, max(1, nbytes), mmap.MAP_SHARED | POPULATE)
         except (AttributeError, OSError) as error:
+            if descriptor >= 0:
+                os.close(descriptor)
             raise SharingError(f"cannot make {nbytes} bytes of shared memory: {error}") from error
-        # The descriptor stays open: others come in through it.
-        handle = f"/proc/{os.getpid()}/fd/{descriptor}"
-        return cls(np.frombuffer(memory, np.uint8)[:nbytes], handle)
+        # The inode says which file it is: another process may have that number one day.
+        inode = os.fstat(descriptor).st_ino
+        handle = f"/proc/{os.getpid()}/fd/{descriptor}#{inode}"
+        return cls(np.frombuffer(memory, np.uint8)[:nbytes], handle, descriptor)
+
+    def close(self) -> None:
+        """Lets nobody in any more; the memory stays as long as it is mapped."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     @classmethod
     def attach(cls, handle: str, nbytes: int, *, writable: bool) -> Segment:
         """Maps a segment of ``nbytes``. Raises ``SharingError`` where it cannot be reached."""
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        path, _, inode = handle.partition("#")
         try:
-            descriptor = os.open(handle, os.O_RDWR if writable else os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
             try:
-                if os.fstat(descriptor).st_size != max(1, nbytes):
+                found = os.fstat(descriptor)
+                if str(found.st_ino) != inode or found.st_size != max(1, nbytes):
                     raise SharingError(
-                        f"{handle} has {os.fstat(descriptor).st_size} bytes, not {nbytes}"
+                        f"{path} is not the segment of {nbytes} bytes that was meant, it has "
+                        f"{found.st_size}"
                     )
                 memory = mmap.mmap(descriptor, max(1, nbytes), mmap.MAP_SHARED | POPULATE, access)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise SharingError(f"cannot map {handle}: {error}") from error
+            raise SharingError(f"cannot map {path}: {error}") from error
         return cls(np.frombuffer(memory, np.uint8)[:nbytes], "")
 
 

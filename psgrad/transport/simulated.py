@@ -55,7 +55,9 @@ class Simulation:
     that ends, ``event_limit`` the number of events in a run. With ``trace``, every ``Event`` is
     kept in the attribute of that name, or handed to the sink that is given. ``order`` has, for some
     ranks, whose messages they receive, one after the other; what comes before its turn waits.
-    Raises ``ConfigError`` for faults of ranks that there are not.
+    ``hosts`` are the names of the ranks' machines: each has one of its own otherwise. Ranks of one
+    machine share memory, if they want to; the network does not know it. Raises ``ConfigError`` for
+    faults of ranks that there are not.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Simulation:
         event_limit: int = 20_000_000,
         trace: bool | Sink = False,
         order: Mapping[int, Sequence[int]] | None = None,
+        hosts: Sequence[str] = (),
     ) -> None:
         if size < 1:
             raise ConfigError(f"a simulation needs at least 1 rank, got {size}")
@@ -82,6 +85,7 @@ class Simulation:
         self._carrier = Carrier(self._clock, wires, network.latency_s, sink)
         self._begun = False
         self._order = order or {}
+        self._hosts = list(hosts) or [f"node{rank}" for rank in range(size)]
         self._kills = [fault for fault in faults if isinstance(fault, Kill)]
 
     @property
@@ -127,6 +131,7 @@ class Simulation:
                 end,
                 last_call.get(end.rank.index, math.inf),
                 self._order.get(end.rank.index, ()),
+                self._hosts[end.rank.index],
             )
             for end in self._carrier.ends
         ]
@@ -153,7 +158,12 @@ class SimulatedTransport:
     """
 
     def __init__(
-        self, carrier: Carrier, end: End, last_call: float, order: Sequence[int] = ()
+        self,
+        carrier: Carrier,
+        end: End,
+        last_call: float,
+        order: Sequence[int] = (),
+        host: str = "",
     ) -> None:
         self._carrier = carrier
         self._clock = carrier.clock
@@ -164,6 +174,7 @@ class SimulatedTransport:
         self._readings = 0  # of the clock since it last waited
         self._ready: deque[tuple[int, Header]] = deque()
         self._order = deque(order)
+        self._host = host
 
     @property
     def rank(self) -> int:
@@ -175,7 +186,7 @@ class SimulatedTransport:
 
     @property
     def host(self) -> str:
-        return f"node{self._rank.index}"
+        return self._host
 
     def now(self) -> float:
         self._readings += 1

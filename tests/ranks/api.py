@@ -227,6 +227,22 @@ def shared(worker):
         assert np.allclose(seen, 0.4)
 
 
+def leaving_while_others_wait(worker):
+    """What feedback has kept is pushed on leaving, and nobody waits for that."""
+    params = worker.register(arrays(1.0))
+    for _ in range(3):
+        worker.step({name: np.ones_like(value) * worker.rank for name, value in params.items()})
+    if worker.rank == 1:
+        return
+    assert worker.mean({"a": 1.0}) == {"a": 1.0}
+    worker.leave()
+    worker.pull()
+    worker.barrier()
+    worker.pull()
+    # (0 + 1 + 2) / 3 in each of 3 rounds, and all of what was kept in a fourth: SGD at 0.1.
+    assert np.allclose(params["w"], 1.0 - 0.1 * 3 * 1.0, atol=0.16)
+
+
 def rendezvous(worker):
     mean = worker.mean({"a": worker.rank, "b": 1.0}, weight=worker.rank + 1)
     assert mean == {"a": (0 * 1 + 1 * 2 + 2 * 3) / 6, "b": 1.0}
@@ -440,6 +456,7 @@ OPTIONS = {
     "pulled_in_8_bits": {"pull_codec": "int8", "servers": 2, "chunk_bytes": 1024},
     "pulled_differences": {"pull_codec": "topk:0.05", "servers": 2, "chunk_bytes": 4096},
     "shared": {"shared_memory": "on", "servers": 2, "chunk_bytes": 64},
+    "leaving_while_others_wait": {"codec": "topk:0.1", "chunk_bytes": 1024},
     "segments": {
         "segments": [
             psgrad.SegmentOptions("slow", learning_rate_scale=0.1),

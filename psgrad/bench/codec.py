@@ -17,10 +17,10 @@ from typing import Any, Final
 import numpy as np
 
 from psgrad import data
+from psgrad.bench import plots
 from psgrad.codecs import Bytes, Codec, Key, Workspace, parse
 from psgrad.codecs.base import BLOCK, write_into
 from psgrad.data import DatasetOptions
-from psgrad.errors import ConfigError
 from psgrad.kernels import chunks, cpu
 from psgrad.layout import Float32
 from psgrad.models import MLP
@@ -187,15 +187,7 @@ def table(rows: Sequence[Row], n: int) -> str:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """A picture of error against bits; needs matplotlib."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError(
-            "--plot needs matplotlib; pip install 'psgrad[plot]', or leave it out"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = plots.pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for name, marker in (("gauss", "o"), ("rows", "s"), ("real", "^")):
         points = [(row.bits, getattr(row, f"error_{name}")) for row in rows if row.codec != "none"]

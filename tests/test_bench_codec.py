@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from psgrad import bench, cli
+from psgrad import cli
+from psgrad.bench import codec as bench
 from psgrad.codecs import CODECS, Workspace, parse
 from psgrad.errors import ConfigError
 from psgrad.kernels import chunks
