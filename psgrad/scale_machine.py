@@ -13,6 +13,7 @@ import numpy as np
 from psgrad.codecs import Bytes, Key, Opened, Workspace, parse
 from psgrad.codecs.base import add_into, write_into
 from psgrad.guard import check
+from psgrad.kernels import chunks
 from psgrad.layout import Float32, Layout
 from psgrad.optimizers import SGD
 from psgrad.scale_model import Costs
@@ -91,10 +92,10 @@ TYPICAL: Final = Machine(
 
 def arithmetic() -> dict[str, float]:
     """``judge_s``, ``accumulate_s``, ``apply_s`` and ``copy_s`` of this process: plain SGD."""
-    chunks = N // CHUNK
-    grads = [np.full((chunks, CHUNK), 1e-3, np.float32) for _ in range(PAYLOADS)]
-    params, copy = np.zeros((2, chunks, CHUNK), np.float32)
-    updater, hyper = Updater.of(SGD(0.01)), Hyperparameters(1, 0.01, 0.0)
+    grads = [np.full((N // CHUNK, CHUNK), 1e-3, np.float32) for _ in range(PAYLOADS)]
+    params, copy = np.zeros((2, N // CHUNK, CHUNK), np.float32)
+    updater = Updater.of(SGD(0.01), chunks.fastest())
+    hyper = Hyperparameters(1, 0.01, 0.0)
     layout = Layout.of({"p": params.ravel()})
     flat = grads[0].ravel()
 

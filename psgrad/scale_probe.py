@@ -12,17 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from psgrad.layout import ITEMSIZE
 from psgrad.messages import Header, Kind
 from psgrad.optimizers import SGD
 from psgrad.session import Session
-from psgrad.transport import Place
+from psgrad.transport import Buffer, Place
 from psgrad.transport.mpi import MpiTransport
 from psgrad.worker import Worker
+
+Places: TypeAlias = NDArray[np.uint8]
 
 ROUNDS: Final = 60
 LINK_BYTES: Final = 1 << 20
@@ -58,35 +61,54 @@ class Drowsy(MpiTransport):
 
 
 def link() -> dict[str, float]:
-    """Latency, and seconds for each byte, of messages between two ranks: a ping-pong."""
+    """Latency, and seconds for each byte, of messages between two ranks.
+
+    The latency is that of a ping-pong of headers. Bytes go both ways at once, as in a step, where
+    pushes and pulls share the machine's memory.
+    """
     transport = MpiTransport()
     peer = 1 - transport.rank
     transport.connect([peer])
     memory = np.zeros((2 * PLACES, LINK_BYTES), np.uint8)
-    times = {nbytes: _ping_pong(transport, peer, memory[:, :nbytes]) for nbytes in (0, LINK_BYTES)}
+    latency_s = _ping_pong(transport, peer)
+    both_ways_s = _both_ways(transport, peer, memory)
     transport.close()
-    latency_s = times[0]
-    return {"latency_s": latency_s, "byte_s": max(0.0, times[LINK_BYTES] - latency_s) / LINK_BYTES}
+    return {"latency_s": latency_s, "byte_s": max(0.0, both_ways_s - latency_s) / LINK_BYTES}
 
 
-def _ping_pong(transport: MpiTransport, peer: int, memory: np.ndarray[Any, Any]) -> float:
-    header = Header(Kind.PUSH, nbytes=memory.shape[1])
+def _ping_pong(transport: MpiTransport, peer: int) -> float:
+    """Seconds of a header, one way."""
+    times = []
+    for _ in range(ROUNDS):
+        start = transport.now()
+        for turn in (0, 1):
+            if transport.rank == turn:
+                transport.send(peer, Header(Kind.PUSH))
+            else:
+                transport.receive(_no_place)
+        times.append(transport.now() - start)
+    return median(times[WARM_UP:]) / 2
+
+
+def _both_ways(transport: MpiTransport, peer: int, memory: Places) -> float:
+    """Seconds in which both ranks have a message of ``LINK_BYTES``, sent at the same time."""
     times = []
     for number in range(ROUNDS):
         out, into = memory[number % PLACES], memory[PLACES + number % PLACES]
 
-        def place(_peer: int, _header: Header, into: Any = into) -> Any:
+        def place(_peer: int, _header: Header, into: Buffer = into) -> Buffer:
             return into
 
         start = transport.now()
-        for turn in (0, 1):
-            if transport.rank == turn:
-                transport.send(peer, header, out)
-            else:
-                transport.receive(place)
+        transport.send(peer, Header(Kind.PUSH, nbytes=LINK_BYTES), out)
+        transport.receive(place)
         transport.flush()
         times.append(transport.now() - start)
-    return median(times[WARM_UP:]) / 2
+    return median(times[WARM_UP:])
+
+
+def _no_place(_peer: int, header: Header) -> Buffer:
+    raise AssertionError(f"{header} has a payload")
 
 
 def messages() -> dict[str, float]:

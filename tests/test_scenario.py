@@ -27,6 +27,41 @@ BLOCK = 250
 # Seeds of runs in which a bug was found, with what it was; they stay.
 NAMED = {
     "two answers of zstd on raw values": Scenario(2, codec="adaptive", zstd="on", bound=None),
+    "parameters of the segment of another node": Scenario(
+        716,
+        workers=2,
+        servers=2,
+        steps=8,
+        uneven=3,
+        sizes=(40, 16),
+        chunk_bytes=128,
+        hosts=2,
+        optimizer="adam",
+        pace="exponential:mean=0.001",
+        latency_s=1e-3,
+        bandwidth=1e6,
+        jitter=0.5,
+        delays=0.1,
+        duplicates=0.1,
+        drops=0.05,
+    ),
+    "a worker leaves with a parked push": Scenario(
+        126,
+        workers=3,
+        servers=2,
+        bound=1,
+        steps=5,
+        sizes=(1, 1),
+        chunk_bytes=128,
+        window=1,
+        codec="sign",
+        pull_codec="fp16",
+        hosts=2,
+        pushes=0.3,
+        pace="exponential:mean=0.001",
+        bandwidth=1e6,
+        jitter=0.5,
+    ),
 }
 
 
@@ -58,6 +93,7 @@ def test_the_seeds_reach_everything():
     for name, choices in {
         "bound": (0, 1, 3, None), "codec": CODECS, "pull_codec": PULL_CODECS, "window": (1, 2, 8),
         "servers": (1, 2, 3), "workers": (1, 2, 3, 4, 6), "partition": (False, True),
+        "hosts": (0, 1, 2), "feedback": ("auto", "none", "dgc", "ef21", "ef"),
     }.items():  # fmt: skip
         counts = {choice: sum(getattr(s, name) == choice for s in drawn) for choice in choices}
         assert min(counts.values()) >= 60, (name, counts)
@@ -77,6 +113,7 @@ def test_the_seeds_reach_everything():
     chunk_bytes=st.sampled_from([4096, 128, 64]),
     window=st.integers(1, 8),
     codec=st.sampled_from(CODECS),
+    hosts=st.integers(0, 2),
     pull_codec=st.sampled_from(PULL_CODECS),
     shares=st.tuples(*[st.sampled_from([0.0, 0.2])] * 5),
 )
