@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,13 @@ def simulate(argv: Sequence[str]) -> int:
     parser.add_argument("--trace", metavar="JSON", help="write a trace for Perfetto or Chrome")
     arguments = parser.parse_args(argv)
     if arguments.minutes is not None:
+        if not 0 < arguments.minutes < math.inf:
+            parser.error(f"--minutes must be a number above 0, got {arguments.minutes:g}")
+        if arguments.set or arguments.trace:
+            parser.error("--set and --trace go with --seed")
         return _soak(arguments.minutes, arguments.first)
+    if arguments.first is not None:
+        parser.error("--first goes with --minutes")
     return _one_schedule(arguments.seed, arguments.set, arguments.trace)
 
 

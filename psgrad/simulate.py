@@ -7,6 +7,8 @@ network of ``--simulate`` does. ``breakpoint()`` works anywhere.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -88,7 +90,15 @@ def train(
     cluster = parse(config.simulate)
     compute = pace.parse(config.pace, cluster.seed)
     size = cluster.workers + config.servers
-    simulation = Simulation(size, cluster.network, seed=cluster.seed, trace=trace is not None)
+    # A step may take any time, and a run any number of them; a stall shows without that.
+    simulation = Simulation(
+        size,
+        cluster.network,
+        seed=cluster.seed,
+        stall_after_s=math.inf,
+        event_limit=sys.maxsize,
+        trace=trace is not None,
+    )
 
     said: list[str] = []
 

@@ -68,6 +68,13 @@ def test_a_step_takes_as_long_as_the_pace_says(capsys, tmp_path):
     assert summary["seconds"] == pytest.approx(6 * rounds, rel=1e-3)
 
 
+def test_a_step_may_take_hours(capsys, tmp_path):
+    summary, _ = simulated(
+        capsys, tmp_path / "run", "workers=2", "--mode", "async", "--pace", "constant:seconds=1e5"
+    )
+    assert summary["seconds"] > 1e5
+
+
 def test_a_trace_is_written(capsys, tmp_path):
     path = tmp_path / "trace.json"
     simulated(capsys, tmp_path / "run", "workers=2", "--trace", path)
@@ -227,6 +234,9 @@ def test_soaking_names_the_seeds_that_fail(capsys, monkeypatch):
         (["--seed", "-3"], "expected"),
         (["--seed", "3", "--minutes", "1"], "not allowed with argument"),
         (["--seed", "3", "--set", "werkers=1"], "unknown field of a scenario 'werkers'"),
+        (["--seed", "3", "--first", "1"], "--first goes with --minutes"),
+        (["--minutes", "nan"], "--minutes must be a number above 0, got nan"),
+        (["--minutes", "1", "--set", "workers=1"], "--set and --trace go with --seed"),
     ],
 )
 def test_wrong_arguments(capsys, arguments, reason):
