@@ -243,3 +243,22 @@ def test_wrong_arguments(capsys, arguments, reason):
     status, _, err = psgrad(capsys, "simulate", *arguments)
     assert status == 2
     assert reason in err
+
+
+# Accuracy, from fixed seeds
+
+
+@pytest.mark.parametrize("mode", ["ssp", "async"])
+@pytest.mark.parametrize(
+    ("codec", "pull_codec"), [("topk:0.01", "none"), ("sign", "none"), ("int4", "int8")]
+)
+def test_compressed_training_learns(capsys, tmp_path, mode, codec, pull_codec):
+    """The model of tests/test_train.py, in one process."""
+    status, out, err = psgrad(
+        capsys, "train", "--simulate", "workers=3,seed=1", "--pace", "exponential:mean=0.01",
+        "--mode", mode, "--codec", codec, "--pull-codec", pull_codec, "--zstd", "off",
+        "--optimizer", "sgd", "--set", "model.hidden=[512,320]", "--epochs", "12",
+        "--progress", "off", "--json", "--run-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    assert json.loads(out.splitlines()[-1])["test_accuracy"] >= 0.94
