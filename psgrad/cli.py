@@ -119,7 +119,10 @@ def _main(argv: list[str]) -> int:
 def _train(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         _train_parser().parse_args(argv)  # prints and exits
-    os.environ.update(blas_threads(os.environ, len(os.sched_getaffinity(0)), os.cpu_count() or 1))
+    # Simulated ranks take turns: as many threads as a rank has that shares the machine.
+    alone = any(a.partition("=")[0] == "--simulate" for a in argv)
+    cores = 1 if alone else len(os.sched_getaffinity(0))
+    os.environ.update(blas_threads(os.environ, cores, os.cpu_count() or 1))
     from psgrad.train import train
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -212,8 +215,10 @@ def blas_threads(environ: Mapping[str, str], mine: int, cores: int) -> dict[str,
     itself; otherwise the ranks on the machine, as the MPI launcher counts them, share.
     """
     ranks = _ranks_here(environ)
-    threads = mine if mine < cores else max(1, mine // ranks)
-    return {name: str(threads) for name in BLAS_THREADS if name not in environ}
+    threads = str(mine if mine < cores else max(1, mine // ranks))
+    # OpenBLAS and MKL prefer their own variable, but a user may have set the common one.
+    threads = environ.get("OMP_NUM_THREADS") or threads
+    return {name: threads for name in BLAS_THREADS if name not in environ}
 
 
 def _ranks_here(environ: Mapping[str, str]) -> int:

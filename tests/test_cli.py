@@ -368,7 +368,7 @@ def test_blas_threads(environ, mine, cores, threads):
 
 def test_thread_counts_of_the_user_stay():
     environ = {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": ""}
-    assert cli.blas_threads(environ, 8, 8) == {"OPENBLAS_NUM_THREADS": "8"}
+    assert cli.blas_threads(environ, 8, 8) == {"OPENBLAS_NUM_THREADS": "3"}
 
 
 # What is not imported
