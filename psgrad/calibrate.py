@@ -9,7 +9,8 @@ rounds counts. Memory is not shared in these runs: the model is about messages.
 
 Messages within a machine are copied by the processor of the rank that receives them, so the time
 that a byte takes is a cost of processors here (``Costs.receive_s``), and of the network only the
-latency remains.
+latency remains. It is what a server takes longer for large chunks than for small ones, without the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ from typing import Final
 from psgrad.errors import LaunchError
 from psgrad.jobs import run
 from psgrad.launch import Launch, prepare
+from psgrad.layout import ITEMSIZE
 from psgrad.pace import Constant
 from psgrad.scale_figures import Figures
 from psgrad.scale_flow import play
-from psgrad.scale_machine import CodecCosts, Machine, N, arithmetic
+from psgrad.scale_machine import CHUNK, CodecCosts, Machine, N, arithmetic
 from psgrad.scale_model import Case
 from psgrad.transport.network import Network
 
 ROUNDS: Final = 10
 WORKERS: Final = (1, 2, 3)
 STEPS: Final = 15
+SMALL_CHUNKS: Final = 256  # of a burst that measures what messages cost
+SMALL: Final = 16  # elements of a chunk that costs nothing but its message
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,24 @@ def calibrate(
 
 def measure(environ: Mapping[str, str]) -> Machine:
     """This machine, now."""
-    figures = arithmetic()
-    for probe in ("link", "messages"):
-        for record in _on_ranks(2, (probe,), environ):
-            figures |= record
-    mine = Machine(cores=len(os.sched_getaffinity(0)))
-    return replace(mine, **figures)  # type: ignore[arg-type]  # floats are for floats
+    sums = arithmetic()
+    small = _on_ranks(2, "messages", (SMALL_CHUNKS, SMALL), environ)
+    large = _on_ranks(2, "messages", (N // CHUNK, CHUNK), environ)
+    computing_s = CHUNK * (sums["accumulate_s"] + sums["apply_s"])
+    copying_s = large["server_s"] - small["server_s"] - computing_s
+    return Machine(
+        cores=len(os.sched_getaffinity(0)),
+        latency_s=_on_ranks(2, "link", (), environ)["latency_s"],
+        byte_s=max(0.0, copying_s) / (ITEMSIZE * CHUNK),
+        worker_message_s=small["worker_s"],
+        server_message_s=small["server_s"],
+        **sums,  # type: ignore[arg-type]  # these are floats
+    )
 
 
 def measure_step(workers: int, environ: Mapping[str, str]) -> float:
     """Seconds of a synchronous step with N parameters and one server, on the slowest worker."""
-    records = _on_ranks(1 + workers, ("steps", str(N), str(STEPS), '"none"', "0"), environ)
-    return max(record["step_s"] for record in records if record)
+    return _on_ranks(1 + workers, "steps", (N, STEPS), environ)["step_s"]
 
 
 def predict(machine: Machine, workers: int) -> float:
@@ -149,17 +159,18 @@ def _medians(records: Sequence[Machine | CodecCosts], without: Sequence[str]) ->
 
 
 def _on_ranks(
-    ranks: int, arguments: Sequence[str], environ: Mapping[str, str]
-) -> list[dict[str, float]]:
-    """What ``scale_probe`` says on ``ranks`` ranks of this machine."""
+    ranks: int, probe: str, arguments: Sequence[int], environ: Mapping[str, str]
+) -> dict[str, float]:
+    """What ``scale_probe`` says on ``ranks`` ranks of this machine: of each figure the largest."""
     with TemporaryDirectory() as folder:
         out = Path(folder, "records")
-        probe, *rest = arguments
-        command = ("python", "-m", "psgrad.scale_probe", probe, str(out), *rest)
+        command = ("python", "-m", "psgrad.scale_probe", probe, str(out), *map(str, arguments))
         launch = Launch(ranks, command, system_mpi=environ.get("PSGRAD_MPI") == "system")
         status = run(prepare(launch, environ, terminal=False), environ)
         if status or not out.exists():
             raise LaunchError(
                 f"measuring on {ranks} ranks ended with status {status}; leave --calibrate out"
             )
-        return [json.loads(line) for line in out.read_text().splitlines()]
+        records = [json.loads(line) for line in out.read_text().splitlines()]
+    names = {name for record in records for name in record}
+    return {name: max(r[name] for r in records if name in r) for name in names}

@@ -7,9 +7,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from psgrad.arguments import Parser as Parser
 
@@ -17,8 +19,6 @@ from psgrad.arguments import Parser as Parser
 def codecs(argv: Sequence[str]) -> int:
     """``psgrad codecs``."""
     Parser(prog="psgrad codecs", description="List the codecs.").parse_args(argv)
-    from dataclasses import fields
-
     from psgrad.codecs import CODECS
 
     for name, kind in CODECS.items():
@@ -34,32 +34,73 @@ def bench(argv: Sequence[str]) -> int:
     return bench_commands.bench(argv, os.environ)
 
 
+SCHEDULES: Final = ("seed", "minutes", "first", "set", "trace")
+
+
 def simulate(argv: Sequence[str]) -> int:
-    """``psgrad simulate``."""
+    """``psgrad simulate``: how a cluster would do, or seeded schedules."""
+    from psgrad import scale
+
     parser = Parser(
         prog="psgrad simulate",
-        description="Run seeded schedules in the simulator and check what must hold after every "
-        "message: one (--seed N), or fresh ones for a while (--minutes M).",
+        description="How will it scale? Throughput, efficiency, staleness and the servers' load, "
+        "by a model of costs. With --seed or --minutes instead: seeded schedules of the real "
+        "programs, checked after every message.",
         allow_abbrev=False,
     )
-    which = parser.add_mutually_exclusive_group(required=True)
+    schedules = parser.add_argument_group("seeded schedules")
+    which = schedules.add_mutually_exclusive_group()
     which.add_argument("--seed", type=_whole, metavar="N", help="the schedule of this seed")
     which.add_argument("--minutes", type=float, metavar="M", help="seeds one after another")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the schedule"
-    )
-    parser.add_argument("--first", type=_whole, metavar="N", help="the first seed of --minutes")
-    parser.add_argument("--trace", metavar="JSON", help="write a trace for Perfetto or Chrome")
-    arguments = parser.parse_args(argv)
-    if arguments.minutes is not None:
-        if not 0 < arguments.minutes < math.inf:
-            parser.error(f"--minutes must be a number above 0, got {arguments.minutes:g}")
-        if arguments.set or arguments.trace:
-            parser.error("--set and --trace go with --seed")
-        return _soak(arguments.minutes, arguments.first)
-    if arguments.first is not None:
+    schedules.add_argument("--set", action="append", metavar="FIELD=VALUE", help="change it")
+    schedules.add_argument("--first", type=_whole, metavar="N", help="the first seed of --minutes")
+    schedules.add_argument("--trace", metavar="JSON", help="of the schedule, for Perfetto")
+    group = parser.add_argument_group("scale")
+    for option in fields(scale.Options):
+        name, text = _scale_name(option.name), option.metadata["help"]
+        if option.default is False:
+            group.add_argument(name, action="store_const", const=True, help=text)
+        else:
+            metavar = name.lstrip("-").upper().replace("-", "_")
+            read = partial(_read, option.metadata["read"])
+            group.add_argument(name, type=read, metavar=metavar, help=text)
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    mine = [name for name in given if name in SCHEDULES]
+    others = [name for name in given if name not in SCHEDULES]
+    if mine and others:
+        parser.error(f"--{mine[0]} is of schedules, {_scale_name(others[0])} of scale")
+    if "minutes" in given:
+        return _soak_of(parser, given)
+    if "first" in given:
         parser.error("--first goes with --minutes")
-    return _one_schedule(arguments.seed, arguments.set, arguments.trace)
+    if "seed" in given:
+        return _one_schedule(given["seed"], given.get("set", []), given.get("trace"))
+    if mine:
+        parser.error(f"--{mine[0]} goes with --seed")
+    options = {"seed" if key == "pace_seed" else key: value for key, value in given.items()}
+    scale.simulate(scale.Options(**options), os.environ)
+    return 0
+
+
+def _read(read: Callable[[str], Any], text: str) -> Any:
+    """``read(text)``; argparse shows the text of no other error than its own."""
+    try:
+        return read(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _scale_name(field: str) -> str:
+    """The option of a field; --seed is a schedule's."""
+    return "--pace-seed" if field in ("seed", "pace_seed") else "--" + field.replace("_", "-")
+
+
+def _soak_of(parser: Parser, given: Mapping[str, Any]) -> int:
+    if not 0 < given["minutes"] < math.inf:
+        parser.error(f"--minutes must be a number above 0, got {given['minutes']:g}")
+    if "set" in given or "trace" in given:
+        parser.error("--set and --trace go with --seed")
+    return _soak(given["minutes"], given.get("first"))
 
 
 def _one_schedule(seed: int, settings: Sequence[str], trace: str | None) -> int:
@@ -122,7 +163,7 @@ COMMANDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str]], int]]]] = Mapp
     {
         "codecs": ("list the codecs", codecs),
         "bench": ("measure: codecs, steps, latency, memory", bench),
-        "simulate": ("seeded schedules in the simulator", simulate),
+        "simulate": ("how it will scale; seeded schedules in the simulator", simulate),
     }
 )
 """Name -> (help, function)."""

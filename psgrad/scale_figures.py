@@ -66,19 +66,21 @@ class Figures:
     def of(cls, timeline: Timeline) -> Figures:
         """The figures of ``timeline``."""
         case, service = timeline.case, timeline.service
-        counted, seconds = counting(timeline)
-        rate = np.count_nonzero(counted) / seconds if seconds else math.inf
-        computes = float(service.compute[counted].mean()) / crowding(case)[0]
+        first, last = span(timeline)
+        steps, computes = progress(timeline, last) - progress(timeline, first)
+        rate = steps / (last - first) if last > first else math.inf
+        alone = computes / steps / crowding(case)[0] + exchange_s(case)
 
         def load(work: Seconds) -> float:
             return float(rate * np.bincount(timeline.grid.owner, work).max())
 
-        counts = np.bincount(timeline.staleness[counted])
+        answered = timeline.answered
+        counts = np.bincount(timeline.staleness[(answered > first) & (answered <= last)])
         return cls(
             case.workers,
             case.mode,
             rate,
-            (computes + exchange_s(case)) * rate / case.workers,
+            alone * rate / case.workers,
             tuple((counts / counts.sum()).tolist()),
             load(service.push_nic),
             load(service.pull_nic),
@@ -86,13 +88,24 @@ class Figures:
         )
 
 
-def counting(timeline: Timeline) -> tuple[NDArray[np.bool_], float]:
-    """Which answers count, and the seconds within which they were given."""
+def span(timeline: Timeline) -> tuple[float, float]:
+    """From when until when a timeline counts."""
     answered = timeline.answered
     warm = answered.shape[1] // WARM_UP
-    first = answered[:, warm - 1].min() if warm else 0.0
-    last = answered[:, -1].min()
-    return (answered > first) & (answered <= last), float(last - first)
+    return float(answered[:, warm - 1].min()) if warm else 0.0, float(answered[:, -1].min())
+
+
+def progress(timeline: Timeline, time: float) -> NDArray[np.float64]:
+    """Steps that all workers have done by ``time``, and the seconds that they computed in them.
+
+    What is done of a step counts in proportion to its time.
+    """
+    count = np.arange(timeline.answered.shape[1] + 1.0)
+    total = np.zeros(2)
+    for answered, compute in zip(timeline.answered, timeline.service.compute, strict=True):
+        at = float(np.interp(time, np.concatenate(([0.0], answered)), count))
+        total += at, np.interp(at, count, np.concatenate(([0.0], np.cumsum(compute))))
+    return total
 
 
 def exchange_s(case: Case) -> float:

@@ -13,6 +13,7 @@ from psgrad.scale_model import Case, Grid
 from psgrad.scale_queues import Indices, Lines, Seconds
 
 NEVER: Final = np.inf
+POLLING: Final = 0.05  # of a core, as an idle server was measured to take
 LAST: Final = float(np.finfo(np.float64).max)  # a time before NEVER
 
 
@@ -85,12 +86,14 @@ def crowding(case: Case) -> tuple[float, float, float]:
 
     While workers compute servers wait. While gradients and parameters move both work: servers, for
     which workers wait, have a core each where there are more cores than servers; else all ranks
-    share evenly.
+    share evenly. Where there are more ranks than cores, ranks that wait take ``POLLING`` of a core
+    each: they look for messages now and then.
     """
-    if case.cores is None:
+    workers, servers, ranks = case.workers, case.servers, case.workers + case.servers
+    if case.cores is None or ranks <= case.cores:
         return 1.0, 1.0, 1.0
-    workers, servers, cores = case.workers, case.servers, case.cores
-    for_servers = servers if cores > servers else cores * servers / (workers + servers)
+    cores = max(case.cores - POLLING * ranks, 0.5 * case.cores)
+    for_servers = servers if cores > servers else cores * servers / ranks
     for_workers = cores - for_servers
     return max(1.0, workers / cores), max(1.0, workers / for_workers), servers / for_servers
 

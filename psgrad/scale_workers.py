@@ -88,8 +88,6 @@ class Workers:
 
     def _send(self, workers: Indices) -> None:
         """``workers`` encode and send what the window lets them."""
-        if not workers.size:
-            return
         traffic, service, grid = self.traffic, self.traffic.service, self.traffic.grid
         fresh = np.arange(traffic.chunks) >= self.sent[workers, None]
         ready = np.zeros(fresh.shape)
@@ -100,6 +98,8 @@ class Workers:
         left = serve(sealed, passing, self._out[workers])
         fresh &= left < NEVER
         row, chunk = np.nonzero(fresh)
+        if not row.size:
+            return
         worker, at = workers[row], workers[row] * traffic.chunks + chunk
         enter = (left - passing)[row, chunk] + service.latency
         enter = traffic.through_links(UP, worker, chunk, enter, service.push_link[chunk])

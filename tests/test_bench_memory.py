@@ -61,7 +61,7 @@ def of(role, ranks=3, nbytes=N, **options):
 def test_a_server():
     assert of("server") == {
         "parameters": N,
-        "gradients under way": 2 * 8 * CHUNK,
+        "float32 from workers": 2 * 8 * CHUNK,
         "scratch of updates": 2 * SCRATCH,
         "posted receives": 2 * RING,
     }
@@ -77,19 +77,30 @@ def test_a_worker():
         ({"optimizer": Adam()}, "optimizer state", 2 * N),
         ({"optimizer": Momentum()}, "optimizer state", N),
         ({"servers": 2}, "parameters", N // 2),
-        ({"servers": 2}, "gradients under way", 1 * 8 * CHUNK),
-        ({"window": 2}, "gradients under way", 2 * 2 * CHUNK),
-        ({"window": 99}, "gradients under way", 2 * 16 * CHUNK),
-        ({"chunk_bytes": 1 << 18, "window": 3}, "gradients under way", 2 * 3 * (1 << 18)),
+        ({"servers": 2}, "float32 from workers", 1 * 8 * CHUNK),
+        ({"window": 2}, "float32 from workers", 2 * 2 * CHUNK),
+        ({"window": 99}, "float32 from workers", 2 * 16 * CHUNK),
+        ({"chunk_bytes": 1 << 18, "window": 3}, "float32 from workers", 2 * 3 * (1 << 18)),
         ({"staleness": 3}, "parameters under way", 2 * 8 * CHUNK),
         ({"staleness": None}, "parameters under way", 2 * 8 * CHUNK),
-        ({"codec": "int8"}, "float32 at start and end (codec)", 2 * 8 * CHUNK),
-        ({"codec": "qsgd"}, "float32 at start and end (codec)", 8 * CHUNK),
+        ({"codec": "int8"}, "float32 from workers", 2 * 8 * CHUNK),
+        ({"codec": "qsgd"}, "float32 from workers", 8 * CHUNK),
         ({"codec": "topk:0.01", "feedback": "ef21"}, "estimate of the gradient (ef21)", N),
     ],
 )
 def test_what_options_add_to_a_server(options, what, nbytes):
     assert of("server", **options)[what] == nbytes
+
+
+def test_shared_memory():
+    server, worker = of("server", shared_memory="auto"), of("worker", shared_memory="auto")
+    assert server["float32 from workers"] == 8 * CHUNK, "of worker 0's first values"
+    assert "parameters" not in worker
+    assert worker["gradients"] == N
+    assert of("worker", shared_memory="auto", staleness=3)["parameters"] == N
+    assert of("worker", shared_memory="auto", pull_codec="int8")["parameters"] == N
+    encoded = of("server", shared_memory="auto", codec="int8")
+    assert encoded["float32 from workers"] == 2 * 8 * CHUNK
 
 
 def test_what_a_pull_codec_adds_to_a_server():
@@ -135,7 +146,9 @@ def test_ranks_take_no_more_than_that(mpi, options):
     assert status == 0, stderr
     server, *workers = json.loads(stdout)
     reckoned = of("server", nbytes=nbytes, optimizer=Adam(), **options)
-    room = 3 << 20  # messages, Python's objects, scratch of codecs
+    room = 4 << 20  # modules that are loaded meanwhile, messages
+    if "codec" in options:
+        room += 10 * nbytes // 16  # a codec's scratch is a few chunks
     assert 3 * nbytes < server < sum(reckoned.values()) + room
     # The gradient that the test makes, and what its own arrays take.
     own = nbytes
@@ -172,11 +185,11 @@ def test_items_add_up():
         "server": [Item("parameters", 2 << 20), Item("gradients under way", 1 << 20)],
         "worker": [Item("parameters", 4 << 20)],
     }
-    lines = memory.item_table(items, Options().roles(3)).splitlines()
+    lines = memory.item_table(items, Options().roles(3), 4 << 20).splitlines()
     assert [line.split() for line in lines[1:]] == [
-        ["server", "parameters", "2.00", "1.00"],
-        ["gradients", "under", "way", "1.00", "0.50"],
-        ["together", "3.00", "1.50"],
+        ["server", "parameters", "2.00", "0.50"],
+        ["gradients", "under", "way", "1.00", "0.25"],
+        ["together", "3.00", "0.75"],
         ["worker", "parameters", "4.00", "1.00"],
         ["together", "4.00", "1.00"],
     ]

@@ -197,3 +197,44 @@ def test_plans_are_compared_by_what_they_say():
     one = step.StepPlan((4096,), run={"optimizer": SGD(0.1)})
     assert repr(one) == repr(step.StepPlan((4096,), run={"optimizer": SGD(0.1)}))
     assert repr(one) != repr(step.StepPlan((4096,), run={"optimizer": SGD(0.2)}))
+
+
+class Alone:
+    """A worker whose steps take as long as a table says."""
+
+    rank, size = 0, 2
+
+    def __init__(self, monkeypatch, seconds):
+        self.asked = []
+
+        def sample(worker, stage, way, times):
+            self.asked.append(way)
+            return seconds[way]
+
+        monkeypatch.setattr(step, "Stage", lambda worker, nbytes: None)
+        monkeypatch.setattr(step, "sample", sample)
+
+
+def test_rounds_take_the_ways_in_turn(monkeypatch):
+    worker = Alone(monkeypatch, {"a": 1.0, "b": 2.0, "c": 3.0})
+    plan = step.StepPlan((8 << 20,), rounds=2, ways=("a", "b", "c"))
+    found = step.measure(worker, plan, 8 << 20)
+    assert worker.asked == ["b", "c", "a", "c", "a", "b", "a", "b", "c"]
+    assert [(row.way, row.samples) for row in found] == [
+        ("a", (1.0, 1.0)),
+        ("b", (2.0, 2.0)),
+        ("c", (3.0, 3.0)),
+    ]
+
+
+def test_a_way_that_takes_very_long_is_asked_once(monkeypatch):
+    worker = Alone(monkeypatch, {"a": 1.0, "b": 21.0, "c": 3.0})
+    found = step.measure(worker, step.StepPlan((8 << 20,), 3, ("a", "b", "c")), 8 << 20)
+    assert worker.asked.count("b") == 1
+    assert [len(row.samples) for row in found] == [3, 1, 3]
+
+
+def test_patience_is_for_a_whole_sample(monkeypatch):
+    worker = Alone(monkeypatch, {"a": 0.5, "b": 0.1})
+    found = step.measure(worker, step.StepPlan((4096,), 2, ("a", "b")), 4096)
+    assert [len(row.samples) for row in found] == [1, 2], "50 steps in a row"

@@ -230,7 +230,10 @@ def test_soaking_names_the_seeds_that_fail(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "one of the arguments --seed --minutes is required"),
+        (["--set", "workers=1"], "--set goes with --seed"),
+        (["--seed", "3", "--servers", "2"], "--seed is of schedules, --servers of scale"),
+        (["--workers", "many"], "expected whole numbers such as 1,16,256, got 'many'"),
+        (["--workers", "0"], "workers"),
         (["--seed", "-3"], "expected"),
         (["--seed", "3", "--minutes", "1"], "not allowed with argument"),
         (["--seed", "3", "--set", "werkers=1"], "unknown field of a scenario 'werkers'"),
@@ -245,6 +248,19 @@ def test_wrong_arguments(capsys, arguments, reason):
     assert reason in err
 
 
+def test_scale(capsys, tmp_path):
+    status, out, _ = psgrad(
+        capsys, "simulate", "--workers", "1,8", "--servers", "2", "--params", "1000000", "--steps",
+        "20", "--codec", "int8", "--ideal", "--pace-seed", "3", "--json",
+    )  # fmt: skip
+    assert status == 0
+    record = json.loads(out.splitlines()[-1])
+    assert record["options"]["seed"] == 3
+    rows = record["rows"]
+    assert len(rows) == 2 * 3 * 2, "workers, modes, with and without the codec"
+    assert {row["workers"] for row in rows} == {1, 8}
+
+
 # Accuracy, from fixed seeds
 
 
@@ -252,13 +268,14 @@ def test_wrong_arguments(capsys, arguments, reason):
 @pytest.mark.parametrize(
     ("codec", "pull_codec"), [("topk:0.01", "none"), ("sign", "none"), ("int4", "int8")]
 )
-def test_compressed_training_learns(capsys, tmp_path, mode, codec, pull_codec):
+def test_compressed_training_learns(tmp_path, mode, codec, pull_codec):
     """The model of tests/test_train.py, in one process."""
-    status, out, err = psgrad(
-        capsys, "train", "--simulate", "workers=3,seed=1", "--pace", "exponential:mean=0.01",
-        "--mode", mode, "--codec", codec, "--pull-codec", pull_codec, "--zstd", "off",
-        "--optimizer", "sgd", "--set", "model.hidden=[512,320]", "--epochs", "12",
+    command = [
+        sys.executable, "-m", "psgrad", "train", "--simulate", "workers=3,seed=1", "--pace",
+        "exponential:mean=0.01", "--mode", mode, "--codec", codec, "--pull-codec", pull_codec,
+        "--zstd", "off", "--optimizer", "sgd", "--set", "model.hidden=[512,320]", "--epochs", "12",
         "--progress", "off", "--json", "--run-dir", tmp_path / "run",
-    )  # fmt: skip
-    assert status == 0, err
-    assert json.loads(out.splitlines()[-1])["test_accuracy"] >= 0.94
+    ]  # fmt: skip
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["test_accuracy"] >= 0.94

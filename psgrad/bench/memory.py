@@ -1,15 +1,16 @@
 """``psgrad bench memory``: what memory gives on this machine, and what ranks take of it.
 
 Rates are of traffic: a copy of n bytes moves 2 n, an addition into a third array 3 n. What a rank
-takes is reckoned from the options, in the terms of the code that takes it; the small scratch
-arrays of codecs, Python and MPI itself are not in it.
+takes is reckoned from the options, in the terms of the code that takes it, for ranks on one node;
+the small scratch arrays of codecs, Python and MPI itself are not in it. What is shared is counted
+where it is written: parameters on the servers, gradients on the workers.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -25,6 +26,7 @@ from psgrad.messages import HEADER_NBYTES
 from psgrad.options import Options
 from psgrad.references import references_nbytes
 from psgrad.roles import Roles
+from psgrad.sharing import Wishes
 from psgrad.transport.mpi import INLINE_NBYTES, RING
 
 # What is timed, and how many times its size it moves.
@@ -103,20 +105,19 @@ def server_items(layout: Layout, options: Options, roles: Roles) -> list[Item]:
     mine = [chunk for chunk in chunks if owner[chunk.index] == fullest]
     push, pull = options.compression.push, options.compression.pull
     differences, together = options.compression.differences, options.staleness == 0
-    workers, optimizer = range(roles.workers), options.optimizer
+    workers, optimizer = roles.workers, options.optimizer
     references = 0
     if differences is not None:
-        references = references_nbytes(layout, chunks, owner, workers, together)
+        references = references_nbytes(layout, chunks, owner, range(workers), together)
         references += sum(differences.nbytes_max(chunk.size) for chunk in mine)
     encoded = 0
     if pull is not None and differences is None:
         encoded = sum(pull.nbytes_max(chunk.size) for chunk in mine)
     window, chunk_nbytes = _window(mine, options), max(chunk.nbytes for chunk in mine)
-    gradient, bare = chunk_nbytes, 0
-    if push is not None:
-        gradient = max(push.nbytes_max(chunk.size) for chunk in mine)
-        # Its memory is kept: of worker 0's first values, or of everyone's last residuals.
-        bare = window * chunk_nbytes * (roles.workers if _flushes(options) else 1)
+    encoding = 0 if push is None else max(push.nbytes_max(chunk.size) for chunk in mine)
+    # Float32 comes from worker 0, the first values, and from whoever sends gradients so or pushes
+    # what is left of them in the end. Memory that it has come into is kept.
+    bare = window * chunk_nbytes * (1 if Wishes.of(options).grads or _loses(options) else workers)
     ef21 = options.compression.feedback == "ef21"
     return _present(
         Item("parameters", max(loads)),
@@ -124,11 +125,11 @@ def server_items(layout: Layout, options: Options, roles: Roles) -> list[Item]:
         Item("estimate of the gradient (ef21)", max(loads) if ef21 else 0),
         Item("what workers hold (pull codec)", references),
         Item("encoded parameters (pull codec)", encoded),
-        Item("gradients under way", roles.workers * window * gradient),
-        Item("float32 at start and end (codec)", bare),
-        Item("parameters under way", 0 if together else roles.workers * window * chunk_nbytes),
+        Item("float32 from workers", bare),
+        Item("payloads from workers (codec)", workers * window * encoding),
+        Item("parameters under way", 0 if together else workers * window * chunk_nbytes),
         Item("scratch of updates", ITEMSIZE * BLOCK * (1 + max(1, optimizer.scratch_rows))),
-        Item("posted receives", _rings(roles.workers)),
+        Item("posted receives", _rings(workers)),
     )
 
 
@@ -148,7 +149,7 @@ def worker_items(layout: Layout, options: Options, roles: Roles) -> list[Item]:
             most = max((pull.nbytes_max(chunk.size) for chunk in mine), default=0)
             arriving += _window(mine, options) * most
     return _present(
-        Item("parameters", layout.size * ITEMSIZE),
+        Item("parameters", 0 if Wishes.of(options).params else layout.size * ITEMSIZE),
         Item("gradients", layout.size * ITEMSIZE),
         Item("feedback (codec)", feedback),
         Item("payloads (codec)", payloads),
@@ -166,9 +167,10 @@ def _window(chunks: Sequence[Chunk], options: Options) -> int:
     return min(options.window, len(chunks))
 
 
-def _flushes(options: Options) -> bool:
-    """Whether workers push what they have kept back when they leave."""
-    return options.compression.feedback in ("ef", "dgc")
+def _loses(options: Options) -> bool:
+    """Whether gradients are encoded, and nothing of them is left to push when a worker leaves."""
+    compression = options.compression
+    return compression.push is not None and compression.feedback not in ("ef", "dgc")
 
 
 def _rings(peers: int) -> int:
@@ -195,7 +197,7 @@ def bench_memory(
         "server": server_items(layout, options, roles),
         "worker": worker_items(layout, options, roles),
     }
-    show(item_table(items, roles))
+    show(item_table(items, roles, nbytes))
     return {
         "what": "memory",
         "machine": describe(mpi=False),
@@ -228,16 +230,15 @@ def rate_table(found: Sequence[Rate], nbytes: int) -> str:
     return "\n".join([head, *lines])
 
 
-def item_table(items: dict[str, list[Item]], roles: Roles) -> str:
-    """What a server and a worker take, for a person; in times the parameters too."""
-    head = f"at most, with servers {roles.servers}, workers {roles.workers}; MiB, x its parameters"
+def item_table(items: Mapping[str, Sequence[Item]], roles: Roles, nbytes: int) -> str:
+    """What a server and a worker take, for a person; in times the ``nbytes`` of all parameters."""
+    head = f"at most, with servers {roles.servers}, workers {roles.workers}; MiB, x all parameters"
     lines = []
     for role, some in items.items():
-        whole = some[0].nbytes
         total = Item("together", sum(item.nbytes for item in some))
         lines += [
             f"{role if i == 0 else '':8}{item.what:34}"
-            f"{item.nbytes / (1 << 20):12.2f}{item.nbytes / whole:8.2f}"
+            f"{item.nbytes / (1 << 20):12.2f}{item.nbytes / nbytes:8.2f}"
             for i, item in enumerate([*some, total])
         ]
     return "\n".join([head, *lines])

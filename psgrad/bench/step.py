@@ -17,7 +17,8 @@ memcpy
     ``numpy.copyto`` of one such array to another, on worker 0 while everyone else sleeps
 
 Nothing is computed: the gradient is what lies in memory. A round's figure is that of the slowest
-worker, and for small sizes the mean of several steps in a row.
+worker, and for small sizes the mean of several steps in a row. A way that takes very long (an MPI
+that spins where there are more ranks than cores) is not measured again, so it has fewer samples.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from psgrad.worker import Worker
 
 IN_A_ROW: Final = 50  # steps in a sample, at most
 SAMPLE_NBYTES: Final = 4 << 20  # that those steps are to send together
+PATIENCE_S: Final = 20.0  # for a sample; a way that needs longer is not measured again
 PATTERN: Final = 1 << 16  # elements of the gradient before it repeats
 RATE: Final = np.float32(1e-3)  # the learning rate of the local update
 
@@ -169,12 +171,16 @@ def measure(worker: Worker, plan: StepPlan, nbytes: int) -> list[Row]:
     """One worker's part of one size; every worker returns the same rows."""
     stage, times = Stage(worker, nbytes), in_a_row(nbytes)
     samples: dict[str, list[float]] = {way: [] for way in plan.ways}
+    ways = list(plan.ways)
     for i in range(plan.rounds + 1):
-        first = i % len(plan.ways)
-        for way in (*plan.ways[first:], *plan.ways[:first]):
+        ways.append(ways.pop(0))
+        for way in tuple(ways):
             seconds = sample(worker, stage, way, times)
-            if i > 0:  # the first round touches memory and makes connections
+            slow = times * seconds > PATIENCE_S
+            if i > 0 or slow:  # the first round touches memory and makes connections
                 samples[way].append(seconds)
+            if slow and len(ways) > 1:
+                ways.remove(way)
     return rows(nbytes, samples, worker.size, together=plan.options.staleness == 0)
 
 
