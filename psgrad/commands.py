@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from psgrad.arguments import Parser as Parser
+from psgrad.errors import ConfigError
 
 
 def codecs(argv: Sequence[str]) -> int:

@@ -76,8 +76,8 @@ class Options:
             )
         if self.shared_memory == "on" and compression.pull is not None:
             raise ConfigError(
-                f"with pull codec {self.pull_codec!r} parameters travel, with shared_memory on they "
-                "do not; use shared_memory auto, or pull codec none"
+                f"with pull codec {self.pull_codec!r} parameters travel, with shared_memory on "
+                "they do not; use shared_memory auto, or pull codec none"
             )
         object.__setattr__(self, "compression", compression)
 

@@ -41,8 +41,8 @@ class Scenario:
     """One schedule. ``steps`` is what the busiest worker does; ``uneven`` how many less others do.
 
     ``skips``, ``pushes``, ``delays``, ``duplicates`` and ``drops`` are shares: of steps that are
-    not finite, of steps without a pull, and of messages. ``hosts`` is on how many machines the ranks
-    are, in turn; 0: each on its own.
+    not finite, of steps without a pull, and of messages. ``hosts`` is on how many machines the
+    ranks are, in turn; 0: each on its own.
     """
 
     seed: int

@@ -9,9 +9,9 @@ whose error is at most the limit, it takes the one with the smallest
 Seconds of the candidates in use are those measured in use, those of the others are measured on the
 pieces; the link rate is that of the last large pull (``ServerLinks.link_rate``). Float32 is a
 candidate, so above the break-even rate compression is off; as long as no rate is known it is off
-too. Agarwal et al. (MLSys 2021) switch between two ratios by how the gradient's norm moves; here the limit on the
-error says when a gradient is too flat for top-k. Which codec is used depends on measured times, so
-a run does not repeat bit for bit.
+too. Agarwal et al. (MLSys 2021) switch between two ratios by how the gradient's norm moves; here
+the limit on the error says when a gradient is too flat for top-k. Which codec is used depends on
+measured times, so a run does not repeat bit for bit.
 """
 
 from __future__ import annotations
