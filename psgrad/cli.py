@@ -13,7 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad.commands import COMMANDS, Parser
+from psgrad.arguments import Parser
+from psgrad.commands import COMMANDS
 from psgrad.errors import CAUSE, ConfigError, LaunchError, PsgradError
 from psgrad.version import __version__
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from psgrad.arguments import Parser as Parser
+from psgrad.arguments import Parser
 from psgrad.errors import ConfigError
 
 
