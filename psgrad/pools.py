@@ -47,12 +47,12 @@ class GradientPool:
         self._opened[id(opened)] = (n, memory)
         return opened
 
-    def give_back(self, gradient: Gradient) -> None:
-        """Nobody looks at ``gradient`` any more."""
+    def give_back(self, gradient: Gradient, keep: bool = True) -> None:
+        """Nobody looks at ``gradient`` any more; without ``keep`` there will be none like it."""
         self.lent -= 1
-        if isinstance(gradient, np.ndarray):
+        if isinstance(gradient, np.ndarray) and keep:
             self._bare[gradient.size].append(gradient)
-        else:
+        elif not isinstance(gradient, np.ndarray):
             n, memory = self._opened.pop(id(gradient))
             self._bytes[n].append(memory)
 

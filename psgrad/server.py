@@ -194,7 +194,9 @@ class Server:
 
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None and not reply.header.flags & Flag.SHARED:
-            self._gradients.give_back(reply.released)
+            # First values come once, and so does what is flushed bare beside a codec.
+            again = reply.header.clock > 0 and self._compression.push is None
+            self._gradients.give_back(reply.released, keep=again)
         if reply.header.flags & Flag.QUIET:
             return
         header, payload = self._encoder.encode(reply)

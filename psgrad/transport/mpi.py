@@ -11,6 +11,8 @@ the longer nothing comes, because a blocking MPI call burns a whole core.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import time
 from collections import deque
@@ -33,6 +35,8 @@ TAG_PAYLOAD: Final = 2
 SPIN_S: Final = 200e-6  # poll this long before the first sleep
 SLEEP_SHARE: Final = 0.1  # sleep this share of the time waited so far: it bounds the added latency
 LONGEST_SLEEP_S: Final = 1e-3
+PR_SET_TIMERSLACK: Final = 29
+SLACK_NS: Final = 1000
 
 
 def load_mpi() -> Any:
@@ -81,11 +85,21 @@ class _Link:
     arriving: deque[tuple[Header, MPI.Request | None]] = field(default_factory=deque)
 
 
+def sharpen_sleep() -> None:
+    """Asks the kernel to end this process's sleeps within 1 us of their time, not 50.
+
+    It is Linux's own default for what it may add to let CPUs rest; a poll's pause is shorter.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, SLACK_NS, 0, 0, 0)
+
+
 class MpiTransport:
     """One rank's end. Duplicates ``comm`` (default COMM_WORLD), never finalises MPI."""
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self._mpi = load_mpi()
+        sharpen_sleep()
         self._comm = (comm if comm is not None else self._mpi.COMM_WORLD).Dup()
         self._links: list[_Link] = []
         self._sending: deque[_Sent] = deque()
