@@ -131,8 +131,8 @@ def middle(machines: Sequence[Machine]) -> Machine:
 def report(machine: Machine, predictions: Sequence[Prediction]) -> str:
     """What was found, for a person."""
     lines = [
-        f"messages: {1e6 * machine.latency_s:.0f} us and {1e-9 / machine.byte_s:.2f} GB/s; of a "
-        f"processor, {1e6 * machine.worker_message_s:.0f} us on a worker and "
+        f"messages: {1e6 * machine.latency_s:.0f} us and {1e9 * machine.byte_s:.2f} ns a byte; of "
+        f"a processor, {1e6 * machine.worker_message_s:.0f} us on a worker and "
         f"{1e6 * machine.server_message_s:.0f} us on a server for each chunk of a step",
         f"for each element: judge {1e9 * machine.judge_s:.2f} ns, accumulate "
         f"{1e9 * machine.accumulate_s:.2f} ns, apply {1e9 * machine.apply_s:.2f} ns, copy "
@@ -145,7 +145,7 @@ def report(machine: Machine, predictions: Sequence[Prediction]) -> str:
         if codec.spec != "none"
     ]
     lines += [
-        f"a step of {p.workers} workers with {N:,} parameters: predicted "
+        f"a step of {p.workers} worker{'s' * (p.workers > 1)} with {N:,} parameters: predicted "
         f"{1e3 * median(p.predicted_s):.1f} ms, measured {1e3 * median(p.measured_s):.1f} ms "
         f"({1e3 * min(p.measured_s):.1f} to {1e3 * max(p.measured_s):.1f}), error {p.error:+.0%}"
         for p in predictions

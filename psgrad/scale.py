@@ -149,7 +149,7 @@ def _table(options: Options, machine: Machine) -> list[Row]:
     _say(
         f"{options.params:,} parameters in {grid.chunks} chunks on {options.servers} servers; "
         f"{1e6 * options.latency:g} us, {8e-9 * options.bandwidth:g} Gb/s; {options.pace}"
-        + ("; processors cost nothing" if options.ideal else "")
+        + f"; {_processors(options)}"
     )
     idle = options.servers - np.unique(grid.owner).size
     if idle:
@@ -186,6 +186,12 @@ def play_row(
     figures = Figures.of(play(options.case(machine, *codecs, workers, bound)))
     label = codecs[0] if codecs[1] == "none" else ", ".join(codecs)
     return Row(label, bound, options.batch * figures.throughput, figures)
+
+
+def _processors(options: Options) -> str:
+    if options.ideal:
+        return "processors take no time"
+    return "processors as measured here" if options.calibrate else "typical processors"
 
 
 def _suggested(options: Options) -> int:

@@ -7,13 +7,13 @@ first one has done all.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from psgrad.errors import ConfigError
 from psgrad.pace import Constant
 from psgrad.scale_flow import Timeline, play
 from psgrad.scale_model import Case
@@ -64,11 +64,13 @@ class Figures:
 
     @classmethod
     def of(cls, timeline: Timeline) -> Figures:
-        """The figures of ``timeline``."""
+        """The figures of ``timeline``. Raises ``ConfigError`` where no time passes in it."""
         case, service = timeline.case, timeline.service
         first, last = span(timeline)
+        if not last > first:
+            raise ConfigError("a step takes no time at all; give a pace, a latency or a bandwidth")
         steps, computes = progress(timeline, last) - progress(timeline, first)
-        rate = steps / (last - first) if last > first else math.inf
+        rate = steps / (last - first)
         alone = computes / steps / crowding(case)[0] + exchange_s(case)
 
         def load(work: Seconds) -> float:

@@ -113,6 +113,8 @@ def _horizon(traffic: Traffic, workers: Workers, soonest: float) -> float:
 
 def _staleness(servers: Servers) -> NDArray[np.int64]:
     """Of the chunk that is sent last: clock minus the slowest clock when it was answered."""
+    if servers.traffic.case.staleness == 0:  # the round is over, whenever the server comes to it
+        return np.zeros(servers.last_reply.shape, np.int64)
     slowest = np.maximum.accumulate(servers.last_taken.max(axis=0))  # has got to each clock at
     clock = np.arange(1, slowest.size + 1)
     reached = np.searchsorted(slowest, servers.last_reply, side="right")

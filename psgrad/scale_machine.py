@@ -86,8 +86,26 @@ class Machine:
 
 TYPICAL: Final = Machine(
     cores=2,
+    latency_s=7.5e-6,
+    byte_s=1.85e-10,
+    worker_message_s=1.5e-4,
+    server_message_s=5.8e-5,
+    judge_s=1.7e-10,
+    accumulate_s=1.75e-10,
+    apply_s=2.45e-10,
+    copy_s=3.4e-10,
+    codecs=(
+        CodecCosts("none", FLOAT32, 0.0, 0.0, 0.0),
+        CodecCosts("fp16", 2.0, 9.2e-10, 5.9e-10, 5.1e-10),
+        CodecCosts("bf16", 2.0, 6.1e-10, 5.6e-10, 3.9e-10),
+        CodecCosts("int8", 1.016, 8.1e-10, 5.4e-10, 3.1e-10),
+        CodecCosts("int4", 0.563, 9.5e-10, 7.3e-10, 4.6e-10),
+        CodecCosts("sign", 0.133, 1.75e-9, 5.8e-10, 3.3e-10),
+        CodecCosts("topk:0.01", 0.0508, 1.39e-9, 7.9e-10, 3.8e-10),
+        CodecCosts("topk:0.001", 0.0056, 1.05e-9, 6.6e-10, 2.4e-10),
+    ),
 )
-"""Two cores of an x86-64 processor, 2026-11-22, without numba, as ``calibrate`` measured them."""
+"""A machine with two cores, x86-64, as ``calibrate`` measured it on 2026-11-22 with numba."""
 
 
 def arithmetic() -> dict[str, float]:

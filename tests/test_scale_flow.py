@@ -110,10 +110,11 @@ def test_no_cost_is_forgotten():
 
 @pytest.mark.parametrize(("bound", "updates"), [(0, 1), (None, 8)])
 def test_a_round_is_one_update_and_otherwise_every_push_is(bound, updates):
-    costs = Costs(apply_s=1e-3, accumulate_s=1e-4)
+    costs = Costs(apply_s=1e-3, accumulate_s=1e-4, server_message_s=1e-6)
     case = Case(8, 1, 100, 1 << 20, bound, steps=40, pace=Constant(0), network=FREE, costs=costs)
     figures = Figures.of(play(case))
     assert figures.step_s == pytest.approx(100 * (updates * 1e-3 + 8e-4), rel=0.01)
+    assert (figures.staleness_max == 0) == (bound == 0)
     assert figures.processor == pytest.approx(1.0, rel=0.01)
 
 
