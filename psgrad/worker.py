@@ -103,7 +103,7 @@ class Worker:
 
     @property
     def wire_nbytes(self) -> int:
-        """Bytes sent and received by this worker, headers included."""
+        """Bytes sent and received by this worker: headers, payloads, and what lies in shared memory."""
         return self._links.wire_nbytes
 
     @property
@@ -332,6 +332,7 @@ class Worker:
                 payload = encoder.encode(chunk, grad, self._links.link_rate)
             if payload is None and kind is Kind.STEP and state.owner[chunk.index] in takes:
                 self._send_chunk(kind, chunk, None, weight, Flag.SHARED)
+                self._links.wire_nbytes += chunk.nbytes
             elif payload is None:
                 self._send_chunk(kind, chunk, grad, weight)
             else:
