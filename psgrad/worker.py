@@ -103,7 +103,7 @@ class Worker:
 
     @property
     def wire_nbytes(self) -> int:
-        """Bytes sent and received by this worker: headers, payloads, and what lies in shared memory."""
+        """Bytes sent and received by this worker: headers, payloads and those in shared memory."""
         return self._links.wire_nbytes
 
     @property
