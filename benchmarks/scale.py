@@ -48,7 +48,7 @@ PICTURE = Options(
     bandwidth=3.125e9,
     codec="topk:0.01",
     pull_codec="int8",
-    plot=str(ROOT / "docs" / "scale.png"),
+    plot=str(ROOT / "docs" / "scale-workers.png"),
 )
 STRAGGLERS = Options(
     workers=(64,),

@@ -64,6 +64,7 @@ def _plot_staleness(axis: Any, rows: Sequence[Row]) -> None:
         ylabel="% of answers",
         title=f"staleness, {most} workers",
     )
+    axis.xaxis.get_major_locator().set_params(integer=True)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
 
