@@ -27,13 +27,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from scale_events import timelines  # noqa: E402
 
-from psgrad.calibrate import calibrate, report  # noqa: E402
 from psgrad.pace import Constant, Exponential, Pace, Pareto  # noqa: E402
-from psgrad.scale import Options, play_row, simulate  # noqa: E402
-from psgrad.scale_figures import Figures  # noqa: E402
-from psgrad.scale_flow import play  # noqa: E402
-from psgrad.scale_machine import TYPICAL  # noqa: E402
-from psgrad.scale_model import Case  # noqa: E402
+from psgrad.scale.calibrate import calibrate, report  # noqa: E402
+from psgrad.scale.figures import Figures  # noqa: E402
+from psgrad.scale.flow import play  # noqa: E402
+from psgrad.scale.machine import TYPICAL  # noqa: E402
+from psgrad.scale.model import Case  # noqa: E402
+from psgrad.scale.study import Options, play_row, simulate  # noqa: E402
 from psgrad.transport.network import Network  # noqa: E402
 
 MODES = {"sync": 0, "ssp(3)": 3, "async": None}

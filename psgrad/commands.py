@@ -40,7 +40,7 @@ SCHEDULES: Final = ("seed", "minutes", "first", "set", "trace")
 
 def simulate(argv: Sequence[str]) -> int:
     """``psgrad simulate``: how a cluster would do, or seeded schedules."""
-    from psgrad import scale
+    from psgrad.scale import study
 
     parser = Parser(
         prog="psgrad simulate",
@@ -57,7 +57,7 @@ def simulate(argv: Sequence[str]) -> int:
     schedules.add_argument("--first", type=_whole, metavar="N", help="the first seed of --minutes")
     schedules.add_argument("--trace", metavar="JSON", help="of the schedule, for Perfetto")
     group = parser.add_argument_group("scale")
-    for option in fields(scale.Options):
+    for option in fields(study.Options):
         name, text = _scale_name(option.name), option.metadata["help"]
         if option.default is False:
             group.add_argument(name, action="store_const", const=True, help=text)
@@ -79,7 +79,7 @@ def simulate(argv: Sequence[str]) -> int:
     if mine:
         parser.error(f"--{mine[0]} goes with --seed")
     options = {"seed" if key == "pace_seed" else key: value for key, value in given.items()}
-    scale.simulate(scale.Options(**options), os.environ)
+    study.simulate(study.Options(**options), os.environ)
     return 0
 
 

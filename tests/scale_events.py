@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from psgrad.optimizers import SGD
-from psgrad.scale_flow import Timeline, play
+from psgrad.scale.flow import Timeline, play
 from psgrad.session import Session
 from psgrad.transport.simulated import Simulation
 

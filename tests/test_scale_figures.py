@@ -11,10 +11,10 @@ import pytest
 from psgrad.errors import ConfigError
 from psgrad.messages import HEADER_NBYTES
 from psgrad.pace import Constant
-from psgrad.scale_figures import Figures, exchange_s, progress, span
-from psgrad.scale_flow import play
-from psgrad.scale_model import Case, Costs
-from psgrad.scale_rows import HEAD, Row, line
+from psgrad.scale.figures import Figures, exchange_s, progress, span
+from psgrad.scale.flow import play
+from psgrad.scale.model import Case, Costs
+from psgrad.scale.rows import HEAD, Row, line
 from psgrad.transport.network import Network
 
 FREE = Network(latency_s=0.0, bandwidth=math.inf)

@@ -11,10 +11,10 @@ from scale_events import timelines
 
 from psgrad.messages import HEADER_NBYTES
 from psgrad.pace import Constant, Exponential, Pareto, Slow
-from psgrad.scale_figures import Figures
-from psgrad.scale_flow import play
-from psgrad.scale_model import Case, Costs
-from psgrad.scale_traffic import POLLING
+from psgrad.scale.figures import Figures
+from psgrad.scale.flow import play
+from psgrad.scale.model import Case, Costs
+from psgrad.scale.traffic import POLLING
 from psgrad.transport.network import Network
 
 FREE = Network(latency_s=0.0, bandwidth=math.inf)

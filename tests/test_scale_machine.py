@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from psgrad import scale_machine
 from psgrad.errors import ConfigError
-from psgrad.scale_machine import TYPICAL, CodecCosts, Machine, arithmetic, codec_costs
-from psgrad.scale_model import Costs
+from psgrad.scale import machine
+from psgrad.scale.machine import TYPICAL, CodecCosts, Machine, arithmetic, codec_costs
+from psgrad.scale.model import Costs
 
 INT8 = CodecCosts("int8", 1.0, 0.1, 0.2, 0.3)
 MACHINE = Machine(
@@ -43,7 +43,7 @@ def test_bytes_of_a_codec():
 
 
 def test_what_is_not_known_is_measured(monkeypatch):
-    monkeypatch.setattr(scale_machine, "codec_costs", lambda spec: CodecCosts(spec, 9, 9, 9, 9))
+    monkeypatch.setattr(machine, "codec_costs", lambda spec: CodecCosts(spec, 9, 9, 9, 9))
     wider = MACHINE.with_codecs(["sign", "int8", "none", "sign"])
     assert [codec.spec for codec in wider.codecs] == ["none", "int8", "sign"]
     assert wider.codecs[1] is INT8
@@ -59,8 +59,8 @@ def test_a_codec_on_this_machine():
 
 
 def test_arithmetic_of_this_machine(monkeypatch):
-    monkeypatch.setattr(scale_machine, "N", 1 << 15)
-    monkeypatch.setattr(scale_machine, "CHUNK", 1 << 12)
+    monkeypatch.setattr(machine, "N", 1 << 15)
+    monkeypatch.setattr(machine, "CHUNK", 1 << 12)
     figures = arithmetic()
     assert figures.keys() == {"judge_s", "copy_s", "accumulate_s", "apply_s"}
     assert all(0 <= seconds < 1e-3 for seconds in figures.values())

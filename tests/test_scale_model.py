@@ -11,8 +11,8 @@ import pytest
 from psgrad.errors import ConfigError
 from psgrad.layout import Layout, assign
 from psgrad.pace import Constant, Pareto
-from psgrad.scale_model import Case, Costs, Grid
-from psgrad.scale_traffic import compute_times, crowding
+from psgrad.scale.model import Case, Costs, Grid
+from psgrad.scale.traffic import compute_times, crowding
 from psgrad.transport.network import Link, Network
 
 REFUSED = [

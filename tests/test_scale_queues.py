@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgrad.scale_queues import Lines, serve
+from psgrad.scale.queues import Lines, serve
 
 SECONDS = st.integers(0, 50).map(lambda n: n / 8)  # exact in float64
 JOBS = st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=12)

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 
 from psgrad.pace import Constant
-from psgrad.scale_model import Case, Grid
-from psgrad.scale_queues import Indices, Lines, Seconds
+from psgrad.scale.model import Case, Grid
+from psgrad.scale.queues import Indices, Lines, Seconds
 
 NEVER: Final = np.inf
 POLLING: Final = 0.05  # of a core, as an idle server was measured to take

@@ -16,7 +16,7 @@ from psgrad.guard import check
 from psgrad.kernels import chunks
 from psgrad.layout import Float32, Layout
 from psgrad.optimizers import SGD
-from psgrad.scale_model import Costs
+from psgrad.scale.model import Costs
 from psgrad.update import Hyperparameters, Updater
 
 FLOAT32: Final = 4.0  # bytes

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from psgrad import calibrate
-from psgrad.calibrate import Prediction, middle, predict, report
 from psgrad.errors import LaunchError
-from psgrad.scale_machine import TYPICAL, CodecCosts, Machine
+from psgrad.scale import calibrate
+from psgrad.scale.calibrate import Prediction, middle, predict, report
+from psgrad.scale.machine import TYPICAL, CodecCosts, Machine
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from psgrad.scale_machine import TYPICAL, CodecCosts, Machine
 def test_probes(mpi, tmp_path, arguments, names):
     out = tmp_path / "records"
     probe, *rest = arguments
-    status, _, err = mpi.run(2, ["-m", "psgrad.scale_probe", probe, out, *rest])
+    status, _, err = mpi.run(2, ["-m", "psgrad.scale.probe", probe, out, *rest])
     assert (status, err) == (0, "")
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(records) == 2

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from psgrad.errors import ConfigError
 from psgrad.pace import Constant
-from psgrad.scale_flow import Timeline, play
-from psgrad.scale_model import Case
-from psgrad.scale_queues import Seconds
-from psgrad.scale_traffic import crowding
+from psgrad.scale.flow import Timeline, play
+from psgrad.scale.model import Case
+from psgrad.scale.queues import Seconds
+from psgrad.scale.traffic import crowding
 
 WARM_UP: Final = 10  # one step in so many
 ALONE_STEPS: Final = 10

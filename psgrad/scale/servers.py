@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from psgrad.scale_queues import Indices, Lines, Seconds
-from psgrad.scale_traffic import NEVER, Traffic
+from psgrad.scale.queues import Indices, Lines, Seconds
+from psgrad.scale.traffic import NEVER, Traffic
 
 DOWN = 1  # the direction of links, as ``Traffic.through_links`` counts
 

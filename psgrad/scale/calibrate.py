@@ -1,7 +1,7 @@
 """``psgrad simulate --calibrate``: what the cost model needs to know of this machine, and how far
 its predictions are from what happens here.
 
-A round measures what a message costs (two ranks, ``scale_probe``), what the arithmetic of servers
+A round measures what a message costs (two ranks, ``probe``), what the arithmetic of servers
 and workers costs (in this process), and the time of a step of 1, 2 and 3 workers with one server
 that computes nothing. From the first two alone the model predicts the third. Other things go on on
 most machines, so each prediction is compared with the steps of its own round, and the median of the
@@ -30,10 +30,10 @@ from psgrad.jobs import run
 from psgrad.launch import Launch, prepare
 from psgrad.layout import ITEMSIZE
 from psgrad.pace import Constant
-from psgrad.scale_figures import Figures
-from psgrad.scale_flow import play
-from psgrad.scale_machine import CHUNK, CodecCosts, Machine, N, arithmetic
-from psgrad.scale_model import Case
+from psgrad.scale.figures import Figures
+from psgrad.scale.flow import play
+from psgrad.scale.machine import CHUNK, CodecCosts, Machine, N, arithmetic
+from psgrad.scale.model import Case
 from psgrad.transport.network import Network
 
 ROUNDS: Final = 10
@@ -161,10 +161,10 @@ def _medians(records: Sequence[Machine | CodecCosts], without: Sequence[str]) ->
 def _on_ranks(
     ranks: int, probe: str, arguments: Sequence[int], environ: Mapping[str, str]
 ) -> dict[str, float]:
-    """What ``scale_probe`` says on ``ranks`` ranks of this machine: of each figure the largest."""
+    """What ``probe`` says on ``ranks`` ranks of this machine: of each figure the largest."""
     with TemporaryDirectory() as folder:
         out = Path(folder, "records")
-        command = ("python", "-m", "psgrad.scale_probe", probe, str(out), *map(str, arguments))
+        command = ("python", "-m", "psgrad.scale.probe", probe, str(out), *map(str, arguments))
         launch = Launch(ranks, command, system_mpi=environ.get("PSGRAD_MPI") == "system")
         status = run(prepare(launch, environ, terminal=False), environ)
         if status or not out.exists():

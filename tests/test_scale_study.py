@@ -8,11 +8,11 @@ from dataclasses import fields
 
 import pytest
 
-from psgrad import scale
-from psgrad.calibrate import Prediction
 from psgrad.errors import ConfigError
-from psgrad.scale import Options, counts, simulate
-from psgrad.scale_machine import TYPICAL, CodecCosts
+from psgrad.scale import study
+from psgrad.scale.calibrate import Prediction
+from psgrad.scale.machine import TYPICAL, CodecCosts
+from psgrad.scale.study import Options, counts, simulate
 
 SMALL = {
     "workers": (1, 4),
@@ -67,7 +67,7 @@ def test_a_table(capsys):
         "4,000 parameters in 8 chunks on 2 servers; 20 us, 10 Gb/s; exponential:mean=0.001; "
         "typical processors"
     )
-    assert names == scale.HEAD
+    assert names == study.HEAD
     assert [row.split()[:3] for row in rows] == [
         [workers, mode, "none"] for mode in ("sync", "ssp(3)", "async") for workers in "14"
     ]
@@ -96,7 +96,7 @@ def test_with_a_codec_and_as_json(capsys):
 
 def test_ideal_processors_are_faster():
     def rate(**more):
-        return scale.play_row(Options(**SMALL, **more), TYPICAL, ("none", "none"), 4, 0)
+        return study.play_row(Options(**SMALL, **more), TYPICAL, ("none", "none"), 4, 0)
 
     assert rate(ideal=True).figures.throughput > rate().figures.throughput
     assert rate(ideal=True).figures.processor == 0
@@ -117,7 +117,7 @@ def test_calibrated(capsys, monkeypatch):
         asked.append((specs, environ, rounds))
         return machine, [Prediction(1, (0.01,), (0.008,))]
 
-    monkeypatch.setattr(scale, "calibrate", calibrate)
+    monkeypatch.setattr(study, "calibrate", calibrate)
     simulate(Options(**SMALL, calibrate=True, rounds=2, json=True), {"A": "B"})
     lines = capsys.readouterr().out.splitlines()
     assert asked == [(["none", "none"], {"A": "B"}, 2)]
@@ -136,7 +136,7 @@ def test_pictures(tmp_path, capsys):
     assert one.read_bytes().startswith(b"\x89PNG")
     assert two.read_bytes().startswith(b"\x89PNG")
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["bound"] for row in record["bounds"]] == list(scale.BOUNDS)
+    assert [row["bound"] for row in record["bounds"]] == list(study.BOUNDS)
 
 
 @pytest.mark.parametrize("option", ["plot", "plot_bounds"])
@@ -149,7 +149,7 @@ def test_pictures_need_matplotlib_before_anything_takes_time(option, monkeypatch
 
 def test_an_unknown_codec_is_measured_here(monkeypatch, capsys):
     monkeypatch.setattr(
-        "psgrad.scale_machine.codec_costs", lambda spec: CodecCosts(spec, 0.1, 1e-9, 1e-9, 1e-9)
+        "psgrad.scale.machine.codec_costs", lambda spec: CodecCosts(spec, 0.1, 1e-9, 1e-9, 1e-9)
     )
     simulate(Options(**SMALL, codec="topk:0.02", json=True), {})
     record = json.loads(capsys.readouterr().out.splitlines()[-1])

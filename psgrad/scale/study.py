@@ -17,16 +17,16 @@ import numpy as np
 
 from psgrad import pace
 from psgrad.bench.plots import pyplot
-from psgrad.calibrate import ROUNDS, Prediction, calibrate, report
 from psgrad.codecs import Compression
 from psgrad.errors import ConfigError
 from psgrad.layout import SMALLEST_CHUNK_BYTES
-from psgrad.scale_figures import Figures
-from psgrad.scale_flow import play
-from psgrad.scale_machine import FLOAT32, TYPICAL, Machine
-from psgrad.scale_model import Case, Costs, Grid
-from psgrad.scale_plot import plot, plot_bounds
-from psgrad.scale_rows import BOUNDS, HEAD, Row, line
+from psgrad.scale.calibrate import ROUNDS, Prediction, calibrate, report
+from psgrad.scale.figures import Figures
+from psgrad.scale.flow import play
+from psgrad.scale.machine import FLOAT32, TYPICAL, Machine
+from psgrad.scale.model import Case, Costs, Grid
+from psgrad.scale.plot import plot, plot_bounds
+from psgrad.scale.rows import BOUNDS, HEAD, Row, line
 from psgrad.transport.network import Network
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad.scale_queues import Indices, Lines, Seconds, serve
-from psgrad.scale_traffic import NEVER, Traffic
+from psgrad.scale.queues import Indices, Lines, Seconds, serve
+from psgrad.scale.traffic import NEVER, Traffic
 
 UP = 0  # the direction of links, as ``Traffic.through_links`` counts
 

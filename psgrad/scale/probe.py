@@ -1,4 +1,4 @@
-"""What ranks measure for ``calibrate``: ``python -m psgrad.scale_probe link|messages|steps OUT``.
+"""What ranks measure for ``calibrate``: ``python -m psgrad.scale.probe link|messages|steps OUT``.
 
 Each writes one JSON record to OUT. Waiting is kept out of what a message costs: who is measured
 finds all messages there already, because it has slept while they came.

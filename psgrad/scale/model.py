@@ -1,7 +1,7 @@
 """What the cost model is told: a cluster, a job, and what each thing costs. All of it is frozen.
 
 A step of one worker is: compute for as long as its ``Pace`` says, judge the gradient, encode and
-send it chunk by chunk, take the parameters of each chunk, decode them. ``scale_flow`` plays it.
+send it chunk by chunk, take the parameters of each chunk, decode them. ``flow`` plays it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Case:
     ``steps`` steps. The network may have neither jitter nor links of their own.
 
     ``cores``, where given, says that all ranks run on one machine with so many cores, and share
-    them (``scale_traffic``); None: every rank has one for itself.
+    them (``traffic``); None: every rank has one for itself.
     """
 
     workers: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from psgrad.scale_figures import Figures
+from psgrad.scale.figures import Figures
 
 BOUNDS: Final = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, None)
 """Staleness bounds of the picture that goes through them."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from psgrad.bench.plots import pyplot
-from psgrad.scale_rows import Row
+from psgrad.scale.rows import Row
 
 COLOURS = {"sync": "tab:blue", "async": "tab:red"}  # ssp: what is left
 STYLES = ("-", "--", ":")

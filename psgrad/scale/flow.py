@@ -11,7 +11,7 @@ leaves when every worker's push of clock c - s has been taken. With s = 0 that i
 round, which is when the update is made.
 
 There is no heap of events. Time advances in windows, and all that reaches a queue within one is put
-in line at once (``scale_queues``). A window ends where the next message that is not known yet could
+in line at once (``queues``). A window ends where the next message that is not known yet could
 come to a server: the first that could follow from an answer still under way. So the order in the
 queues is exact, except that a window has a least length, a small part of a step (``QUANTUM``):
 messages that follow from an answer of the same window may get behind others that came after them.
@@ -28,11 +28,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad.scale_model import Case, Grid
-from psgrad.scale_queues import Seconds
-from psgrad.scale_servers import Servers
-from psgrad.scale_traffic import LAST, NEVER, Service, Traffic
-from psgrad.scale_workers import Workers
+from psgrad.scale.model import Case, Grid
+from psgrad.scale.queues import Seconds
+from psgrad.scale.servers import Servers
+from psgrad.scale.traffic import LAST, NEVER, Service, Traffic
+from psgrad.scale.workers import Workers
 
 QUANTUM: Final = 1 / 64  # the least length of a window, as a part of a step that nothing disturbs
 
