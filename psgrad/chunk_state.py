@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from psgrad.codecs import Codec
 from psgrad.layout import Chunk, Float32, SegmentOptions
@@ -26,8 +27,7 @@ class Rules:
     seed: int = 0  # of what that codec draws
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer for one worker. ``params`` is the shard's own memory, not a copy.
 
     ``stable`` says that no update can touch ``params`` before the worker has received them: in
@@ -47,16 +47,14 @@ class Reply:
     held: int | None = None
 
 
-@dataclass(frozen=True)
-class Push:
+class Push(NamedTuple):
     """A gradient chunk as it lies in a receive buffer; ``grad`` is None for an empty push."""
 
     header: Header
     grad: Gradient | None
 
 
-@dataclass(frozen=True)
-class Pull:
+class Pull(NamedTuple):
     """A request for parameters, with the push that it came with, if any."""
 
     header: Header
@@ -92,6 +90,6 @@ class ChunkState:
     version: int = 0
     position: float = 0.0  # of the learning-rate schedule
     round: dict[int, Push] = field(default_factory=dict)  # sync: pushes of the open round
-    parked: dict[int, deque[Push]] = field(default_factory=dict)
+    parked: dict[int, deque[Push]] = field(default_factory=dict)  # by worker; no queue is empty
     leaving: set[int] = field(default_factory=set)  # workers that leave when none is parked
     pulls: list[Pull] = field(default_factory=list)  # not answered yet

@@ -17,11 +17,10 @@ clock; so does this one, because an answered pull at clock c rests on all pushes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """Whether something may happen now, and on which clocks that rests."""
 
     allowed: bool
@@ -57,7 +56,7 @@ def slowest_only(clocks: Mapping[int, int]) -> dict[int, int]:
 
 def may_answer(clock: int, clocks: Mapping[int, int], bound: int | None) -> Decision:
     """May a pull at ``clock`` be answered, given the live workers' clocks?"""
-    slowest = slowest_clock(clocks, otherwise=clock)
+    slowest = min(clocks.values(), default=clock)
     if bound is None or slowest >= clock - bound:
         return Decision(True, clock, slowest, bound)
     waits_for = tuple(sorted(w for w, c in clocks.items() if c < clock - bound))
@@ -71,4 +70,4 @@ def may_accept(clock: int, clocks: Mapping[int, int], bound: int | None) -> Deci
 
 def round_is_complete(clock: int, clocks: Mapping[int, int]) -> bool:
     """Has every live worker pushed ``clock``? With no live worker left, what is there is all."""
-    return slowest_clock(clocks, otherwise=clock) >= clock
+    return min(clocks.values(), default=clock) >= clock

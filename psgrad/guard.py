@@ -49,21 +49,30 @@ def check(
     """
     total = 0.0
     for segment in segments:
-        for start in range(segment.start, segment.stop, BLOCK):
-            block = grads[start : min(start + BLOCK, segment.stop)]
-            with np.errstate(over="ignore", invalid="ignore"):
-                squares = float(np.dot(block, block))
-            if not math.isfinite(squares):
-                bad = np.flatnonzero(~np.isfinite(block))
-                if bad.size:
-                    culprit = layout.tensor_at(start + int(bad[0])).name
-                    return StepVerdict(math.nan, 0.0, culprit)
-                squares = float(np.sum(np.square(block, dtype=np.float64)))
-            if not segment.options.buffer:
-                total += squares
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares, bad = _squares(grads, segment.start, segment.stop)
+        if bad is not None:
+            return StepVerdict(math.nan, 0.0, layout.tensor_at(bad).name)
+        if not segment.options.buffer:
+            total += squares
     norm = math.sqrt(total)
     clipped = clip_norm is not None and norm > clip_norm
     return StepVerdict(norm, clip_norm / norm if clipped and clip_norm is not None else 1.0)
+
+
+def _squares(grads: Float32, start: int, stop: int) -> tuple[float, int | None]:
+    """The sum of squares of grads[start:stop], and where the first NaN or infinity is, if any."""
+    total = 0.0
+    for first in range(start, stop, BLOCK):
+        block = grads[first : min(first + BLOCK, stop)]
+        squares = float(np.dot(block, block))
+        if not math.isfinite(squares):
+            bad = np.flatnonzero(~np.isfinite(block))
+            if bad.size:
+                return math.nan, first + int(bad[0])
+            squares = float(np.sum(np.square(block, dtype=np.float64)))
+        total += squares
+    return total, None
 
 
 class StepGuard:

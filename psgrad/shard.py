@@ -149,7 +149,7 @@ class Shard:
                 f"worker {worker} pushes chunk {state.chunk.index} with weight "
                 f"{push.header.weight}, {'without' if push.grad is None else 'with'} a gradient"
             )
-        queue = state.parked.setdefault(worker, deque())
+        queue = state.parked.get(worker, ())
         expected = state.clocks[worker] + len(queue) + 1
         if clock < expected:
             self.counters.duplicates += 1
@@ -159,7 +159,7 @@ class Shard:
                 f"worker {worker} pushes clock {clock} of chunk {state.chunk.index}, "
                 f"expected {expected}"
             )
-        queue.append(push)
+        state.parked.setdefault(worker, deque()).append(push)
         return self._advance(state)
 
     def _leave(self, state: ChunkState, header: Header) -> list[Reply]:
@@ -168,31 +168,41 @@ class Shard:
             state.leaving.add(header.worker)
         return self._advance(state)
 
-    def _let_go(self, state: ChunkState) -> bool:
-        """Takes out the workers that leave and have nothing parked; whether there were any."""
-        gone = [worker for worker in state.leaving if not state.parked.get(worker)]
-        for worker in gone:
+    def _let_go(self, state: ChunkState) -> None:
+        """Takes out the workers that leave and have nothing parked."""
+        for worker in state.leaving - state.parked.keys():
             state.leaving.remove(worker)
             del state.clocks[worker]
             if state.references is not None:
                 state.references.drop(worker)
-        return bool(gone)
 
     def _advance(self, state: ChunkState) -> list[Reply]:
         """Does all that the rule allows now; each thing done may allow the next."""
         replies: list[Reply] = []
         moved = True
         while moved:
-            moved = self._let_go(state)
+            if state.leaving:
+                self._let_go(state)
             if state.round and round_is_complete(_round_clock(state), state.clocks):
                 replies += self._close_round(state)
-                moved = True
-            for worker in sorted(state.parked):
-                queue = state.parked[worker]
-                if queue and self._accepts(state, queue[0]):
-                    replies += self._accept(state, queue.popleft())
-                    moved = True
-        return replies + self._answer_pulls(state)
+            moved = bool(state.parked) and self._let_in(state, replies)
+        if state.pulls:
+            replies += self._answer_pulls(state)
+        return replies
+
+    def _let_in(self, state: ChunkState, replies: list[Reply]) -> bool:
+        """Accepts the first parked push of each worker, where it may be; whether any was."""
+        moved = False
+        for worker in sorted(state.parked):
+            queue = state.parked[worker]
+            if not self._accepts(state, queue[0]):
+                continue
+            push = queue.popleft()
+            if not queue:
+                del state.parked[worker]
+            replies += self._accept(state, push)
+            moved = True
+        return moved
 
     def _accepts(self, state: ChunkState, push: Push) -> bool:
         decision = may_accept(push.header.clock, state.clocks, self.rules.bound)
@@ -221,8 +231,9 @@ class Shard:
         return [reply for push in pushes for reply in self._acknowledge(state, push)]
 
     def _set_rate(self, state: ChunkState, pushes: Sequence[Push]) -> None:
-        asked = {push.header.worker: push.header.rate for push in pushes}
-        asked = {worker: rate for worker, rate in asked.items() if rate != NO_RATE}
+        asked = {p.header.worker: p.header.rate for p in pushes if p.header.rate != NO_RATE}
+        if not asked:
+            return
         if len(set(asked.values())) > 1:
             raise ConfigError(
                 f"workers set different learning rates at clock {pushes[0].header.clock}: "
@@ -235,12 +246,11 @@ class Shard:
     def _apply(self, state: ChunkState, pushes: Sequence[Push], position: float) -> None:
         """One update from the pushes that carry something, in worker order."""
         self.counters.pushes += len(pushes)
-        grads = [(p.grad, p.header.weight) for p in pushes if p.grad is not None]
-        self.counters.skipped += len(pushes) - len(grads)
-        if not grads:
+        arrays: list[Gradient] = [p.grad for p in pushes if p.grad is not None]
+        weights = [p.header.weight for p in pushes if p.grad is not None]
+        self.counters.skipped += len(pushes) - len(arrays)
+        if not arrays:
             return
-        arrays: list[Gradient] = [g for g, _ in grads]
-        weights = [w for _, w in grads]
         if state.options.buffer:
             share = 1.0 if self.rules.bound == 0 else 1 / len(state.clocks)
             self._updater.average(state.params, arrays, weights, share)

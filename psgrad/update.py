@@ -6,9 +6,9 @@ one read and write of the parameters and slots, whatever the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,11 @@ from psgrad.optimizers import SGD, Optimizer
 
 Gradient: TypeAlias = Float32 | Opened
 """A chunk's gradient as it came: float32[n], or a payload that a codec has opened."""
+Fused: TypeAlias = Callable[[Float32, Sequence[Float32], Sequence[np.float32], np.float32], bool]
+"""``ChunkKernels.sgd``."""
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
+class Hyperparameters(NamedTuple):
     """What one update of one chunk needs beside the arrays. ``step`` counts from 1."""
 
     step: int
@@ -43,14 +44,16 @@ class Updater:
     optimizer: Optimizer
     mean: Float32
     scratch: NDArray[np.float32]
-    kernels: ChunkKernels
+    fused: Fused | None
+    """Sum and step in one pass over memory, where the optimizer is plain SGD and has a kernel."""
 
     @classmethod
     def of(cls, optimizer: Optimizer, kernels: ChunkKernels = plain) -> Updater:
         """An updater with scratch for blocks of ``BLOCK`` elements."""
         rows = max(1, optimizer.scratch_rows)
         mean, scratch = np.zeros(BLOCK, np.float32), np.zeros((rows, BLOCK), np.float32)
-        return cls(optimizer, mean, scratch, kernels)
+        fused = type(optimizer).apply is SGD.apply and kernels is not plain
+        return cls(optimizer, mean, scratch, kernels.sgd if fused else None)
 
     def step(
         self,
@@ -85,14 +88,14 @@ class Updater:
         hyper: Hyperparameters,
     ) -> bool:
         """Plain SGD on bare gradients in one pass, where there is a kernel for it."""
-        if type(self.optimizer).apply is not SGD.apply or hyper.decay:
+        if self.fused is None or hyper.decay:
             return False
         bare = [grad for grad in payloads if isinstance(grad, np.ndarray)]
         if len(bare) < len(payloads):
             return False
         total = sum(weights)
         shares = [np.float32(weight / total) for weight in weights]
-        return self.kernels.sgd(params, bare, shares, np.float32(hyper.rate))
+        return self.fused(params, bare, shares, np.float32(hyper.rate))
 
     def track(self, estimate: Float32, payloads: Sequence[Gradient], workers: int) -> None:
         """estimate[n] <- estimate + (sum of the payloads) / workers: the servers' part of EF21."""

@@ -161,13 +161,13 @@ class LosesTheWakeUp(Shard):
 
 class SendsWhatMayChange(Shard):
     def _answer(self, state, request, kind, verdict, push):
-        return replace(super()._answer(state, request, kind, verdict, push), stable=True)
+        return super()._answer(state, request, kind, verdict, push)._replace(stable=True)
 
 
 class KeepsMemory(Shard):
     def _answer(self, state, request, kind, verdict, push):
         reply = super()._answer(state, request, kind, verdict, push)
-        return replace(reply, released=None) if request.clock == 2 else reply
+        return reply._replace(released=None) if request.clock == 2 else reply
 
 
 class MixesWorkers(Shard):

@@ -75,17 +75,17 @@ class ReleasesMemoryTooEarly(Shard):
     def _answer(self, state, request, kind, verdict, push):
         reply = super()._answer(state, request, kind, verdict, push)
         still = [p.grad for p in state.round.values() if p.grad is not None]
-        return replace(reply, released=still[0]) if still else reply
+        return reply._replace(released=still[0]) if still else reply
 
 
 class PromisesStableParameters(Shard):
     def _answer(self, state, request, kind, verdict, push):
-        return replace(super()._answer(state, request, kind, verdict, push), stable=True)
+        return super()._answer(state, request, kind, verdict, push)._replace(stable=True)
 
 
 class CountsStepsFromZeroAgain(Shard):
     def _hyper(self, state, position):
-        return replace(super()._hyper(state, position), step=1)
+        return super()._hyper(state, position)._replace(step=1)
 
 
 class IgnoresTheRate(Shard):
@@ -96,7 +96,7 @@ class IgnoresTheRate(Shard):
 class IgnoresTheSegmentsScale(Shard):
     def _hyper(self, state, position):
         hyper = super()._hyper(state, position)
-        return replace(hyper, rate=hyper.rate / (state.options.learning_rate_scale or 1.0))
+        return hyper._replace(rate=hyper.rate / (state.options.learning_rate_scale or 1.0))
 
 
 class TrainsBuffers(Shard):
@@ -116,7 +116,7 @@ class TellsAnOldVersion(Shard):
         replies = super()._answer_pulls(state)
         state.params[:] = before
         return [
-            r if r.params is None else replace(r, params=np.zeros_like(before)) for r in replies
+            r if r.params is None else r._replace(params=np.zeros_like(before)) for r in replies
         ]
 
 
