@@ -6,7 +6,7 @@ one read and write of the parameters and slots, whatever the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -21,8 +21,6 @@ from psgrad.optimizers import SGD, Optimizer
 
 Gradient: TypeAlias = Float32 | Opened
 """A chunk's gradient as it came: float32[n], or a payload that a codec has opened."""
-Fused: TypeAlias = Callable[[Float32, Sequence[Float32], Sequence[np.float32], np.float32], bool]
-"""``ChunkKernels.sgd``."""
 
 
 class Hyperparameters(NamedTuple):
@@ -44,8 +42,8 @@ class Updater:
     optimizer: Optimizer
     mean: Float32
     scratch: NDArray[np.float32]
-    fused: Fused | None
-    """Sum and step in one pass over memory, where the optimizer is plain SGD and has a kernel."""
+    fused: ChunkKernels | None
+    """What sums and steps in one pass over memory, where the optimizer is plain SGD."""
 
     @classmethod
     def of(cls, optimizer: Optimizer, kernels: ChunkKernels = plain) -> Updater:
@@ -53,7 +51,7 @@ class Updater:
         rows = max(1, optimizer.scratch_rows)
         mean, scratch = np.zeros(BLOCK, np.float32), np.zeros((rows, BLOCK), np.float32)
         fused = type(optimizer).apply is SGD.apply and kernels is not plain
-        return cls(optimizer, mean, scratch, kernels.sgd if fused else None)
+        return cls(optimizer, mean, scratch, kernels if fused else None)
 
     def step(
         self,
@@ -95,7 +93,7 @@ class Updater:
             return False
         total = sum(weights)
         shares = [np.float32(weight / total) for weight in weights]
-        return self.fused(params, bare, shares, np.float32(hyper.rate))
+        return self.fused.sgd(params, bare, shares, np.float32(hyper.rate))
 
     def track(self, estimate: Float32, payloads: Sequence[Gradient], workers: int) -> None:
         """estimate[n] <- estimate + (sum of the payloads) / workers: the servers' part of EF21."""
