@@ -25,6 +25,7 @@ class Rules:
     ef21: bool = False  # pushes are differences to an estimate of the mean gradient
     differences: Codec | None = None  # pulls are differences to what the worker holds
     seed: int = 0  # of what that codec draws
+    threads: int = 1  # that share the arithmetic on one chunk; no result depends on it
 
 
 class Reply(NamedTuple):

@@ -90,6 +90,7 @@ class Config:
     shared_memory: str = _key(
         "auto", "within a node: auto (where it can be), on, off", among=("auto", "on", "off")
     )
+    server_threads: int = _key(0, "threads of a server's arithmetic; 0: by its cores", least=0)
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)
     json: bool = _key(False, "print the summary as JSON on the last line")

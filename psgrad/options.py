@@ -20,6 +20,7 @@ from psgrad.schedules import SCHEDULES, Constant, Schedule
 LARGEST_CHUNK_BYTES: Final = 1 << 30  # MPI counts bytes in 32 bits
 REFERENCE_BYTES: Final = 4 << 30
 SHARED_MEMORY: Final = ("auto", "on", "off")
+MOST_THREADS: Final = 8  # they fill the memory bus of most nodes
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Options:
     window: int = 8
     reference_bytes: int = REFERENCE_BYTES
     shared_memory: str = "auto"
+    server_threads: int = 0
     codec: str = "none"
     pull_codec: str = "none"
     feedback: str = "auto"
@@ -54,6 +56,7 @@ class Options:
             "chunk_bytes": _whole("chunk_bytes", self.chunk_bytes, 0),
             "window": _whole("window", self.window, 1),
             "reference_bytes": _whole("reference_bytes", self.reference_bytes, 0),
+            "server_threads": _whole("server_threads", self.server_threads, 0),
             "seed": _whole("seed", self.seed, 0),
         }
         for name, value in fixed.items():
@@ -84,6 +87,10 @@ class Options:
     def describe(self) -> dict[str, Any]:
         """What ranks compare."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+
+    def threads(self, cores: int, servers: int) -> int:
+        """How many threads share a server's arithmetic, with ``cores`` for ``servers`` servers."""
+        return self.server_threads or max(1, min(MOST_THREADS, cores // servers))
 
     def roles(self, size: int) -> Roles:
         """The roles of ``size`` ranks; raises ``ConfigError`` where there are too few."""

@@ -62,6 +62,10 @@ class Roles:
         """Whether a message from ``rank`` to ``other`` stays in the memory of one machine."""
         return not self.hosts or self.hosts[rank] == self.hosts[other]
 
+    def servers_beside(self, rank: int) -> list[int]:
+        """The servers on the machine of ``rank``."""
+        return [server for server in self.server_ranks if self.same_node(server, rank)]
+
     def name(self, rank: int) -> str:
         """The role of ``rank`` in words."""
         if rank == 0:

@@ -19,6 +19,11 @@ RUN_OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = Mappin
         "--feedback": ("feedback", str, "what becomes of what a codec does not send (auto)"),
         "--zstd": ("zstd", str, "compress payloads once more: auto, on, off (auto)"),
         "--shared-memory": ("shared_memory", str, "on one node: auto, on, off (auto)"),
+        "--server-threads": (
+            "server_threads",
+            count,
+            "threads of a server's arithmetic (by cores)",
+        ),
         "--chunk-bytes": ("chunk_bytes", count, "bytes of a chunk (the default grid)"),
         "--window": ("window", count, "unanswered chunks of a worker at a server (8)"),
     }

@@ -258,6 +258,9 @@ class Server:
             ef21,
             self._compression.differences,
             options.seed,
+            options.threads(
+                self._transport.cores, len(self._roles.servers_beside(self._transport.rank))
+            ),
         )
         # A worker that was done before it registered never pushes: nobody waits for it.
         self._shard = self._kind_of_shard(layout, mine, workers, rules)

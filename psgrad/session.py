@@ -57,6 +57,7 @@ def run(
     window: int = 8,
     reference_bytes: int = REFERENCE_BYTES,
     shared_memory: str = "auto",
+    server_threads: int = 0,
     codec: str = "none",
     pull_codec: str = "none",
     feedback: str = "auto",
@@ -79,6 +80,8 @@ def run(
     may spend on what workers hold, where pulls travel as differences. With ``shared_memory`` auto,
     ranks on one node share gradients and, in synchronous mode, parameters; ``worker.params`` is
     read-only then. Without a way to do so they send messages; ``"on"`` makes that an error.
+    ``server_threads`` share a server's arithmetic on large chunks; 0: as many as it has cores, at
+    most 8.
 
     ``codec`` and ``pull_codec`` are specs such as ``"topk:0.01"`` for what gradients and parameters
     travel as, ``feedback`` says what becomes of the part of a gradient that is not sent, ``zstd``
@@ -101,6 +104,7 @@ def run(
             window=window,
             reference_bytes=reference_bytes,
             shared_memory=shared_memory,
+            server_threads=server_threads,
             codec=codec,
             pull_codec=pull_codec,
             feedback=feedback,

@@ -30,6 +30,7 @@ from psgrad.consistency import (
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.kernels import plain
 from psgrad.kernels.chunks import fastest
+from psgrad.kernels.crew import Crew
 from psgrad.layout import Chunk, Float32, Layout, SegmentOptions
 from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict
 from psgrad.references import References
@@ -48,7 +49,9 @@ class Shard:
         self.rules = rules
         self.counters = Counters()
         large = sum(chunk.nbytes for chunk in chunks) >= COMPILED_NBYTES
-        self._updater = Updater.of(rules.optimizer, fastest() if large else plain)
+        self._updater = Updater.of(
+            rules.optimizer, fastest() if large else plain, Crew(rules.threads)
+        )
         everyone = sorted(workers)
         self.chunks = {
             chunk.index: self._fresh(chunk, layout.segments[chunk.segment].options, everyone)

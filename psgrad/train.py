@@ -129,6 +129,7 @@ def train_in(
             window=config.window,
             reference_bytes=config.reference_bytes,
             shared_memory=config.shared_memory,
+            server_threads=config.server_threads,
             codec=config.codec,
             pull_codec=config.pull_codec,
             feedback=config.feedback,

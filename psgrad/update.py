@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from psgrad.codecs.base import BLOCK, Opened
 from psgrad.kernels import plain
 from psgrad.kernels.chunks import ChunkKernels
+from psgrad.kernels.crew import Crew
 from psgrad.layout import Float32
 from psgrad.optimizers import SGD, Optimizer
 
@@ -31,27 +32,40 @@ class Hyperparameters(NamedTuple):
     decay: float
 
 
+class _Scratch(NamedTuple):
+    """One thread's memory for a block."""
+
+    mean: Float32
+    rows: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Updater:
-    """An optimizer with its scratch memory; one for each shard.
+    """An optimizer with its scratch memory and threads; one for each shard.
 
     The order of the arithmetic is fixed: payloads in the order given, one element after the other
-    independent of blocks. Equal inputs give equal bits.
+    independent of blocks and threads. Equal inputs give equal bits.
     """
 
     optimizer: Optimizer
-    mean: Float32
-    scratch: NDArray[np.float32]
+    scratch: tuple[_Scratch, ...]  # by thread
     fused: ChunkKernels | None
     """What sums and steps in one pass over memory, where the optimizer is plain SGD."""
+    crew: Crew
 
     @classmethod
-    def of(cls, optimizer: Optimizer, kernels: ChunkKernels = plain) -> Updater:
-        """An updater with scratch for blocks of ``BLOCK`` elements."""
+    def of(
+        cls, optimizer: Optimizer, kernels: ChunkKernels = plain, crew: Crew | None = None
+    ) -> Updater:
+        """An updater with scratch for blocks of ``BLOCK`` elements, by default of one thread."""
+        crew = crew or Crew()
         rows = max(1, optimizer.scratch_rows)
-        mean, scratch = np.zeros(BLOCK, np.float32), np.zeros((rows, BLOCK), np.float32)
+        scratch = tuple(
+            _Scratch(np.zeros(BLOCK, np.float32), np.zeros((rows, BLOCK), np.float32))
+            for _ in range(crew.size)
+        )
         fused = type(optimizer).apply is SGD.apply and kernels is not plain
-        return cls(optimizer, mean, scratch, kernels if fused else None)
+        return cls(optimizer, scratch, kernels if fused else None, crew)
 
     def step(
         self,
@@ -62,45 +76,56 @@ class Updater:
         hyper: Hyperparameters,
     ) -> None:
         """params[n] <- optimizer(params, sum(w_i g_i) / sum(w_i)), with n elements in each g_i."""
-        if self._step_at_once(params, payloads, weights, hyper):
-            return
-        for start in range(0, params.size, BLOCK):
-            block = slice(start, min(start + BLOCK, params.size))
+        bare = [grad for grad in payloads if isinstance(grad, np.ndarray)]
+        alone = len(bare) < len(payloads)  # an opened payload has scratch of its own
+        fused = None if alone or hyper.decay else self.fused
+        total = sum(weights)
+        shares = [np.float32(weight / total) for weight in weights]
+        rate = np.float32(hyper.rate)
+
+        def part(start: int, stop: int, thread: int) -> None:
+            if fused is not None:
+                here = slice(start, stop)
+                if fused.sgd(params[here], [grad[here] for grad in bare], shares, rate):
+                    return
+            self._blocks(params, slots, payloads, shares, hyper, range(start, stop), thread)
+
+        if alone:
+            part(0, params.size, 0)
+        else:
+            self.crew.share(params.size, part)
+
+    def _blocks(
+        self,
+        params: Float32,
+        slots: Mapping[str, Float32],
+        payloads: Sequence[Gradient],
+        shares: Sequence[np.float32],
+        hyper: Hyperparameters,
+        where: range,
+        thread: int,
+    ) -> None:
+        """``step`` of the elements ``where``, block by block."""
+        scratch = self.scratch[thread]
+        for start in where[::BLOCK]:
+            block = slice(start, min(start + BLOCK, where.stop))
             n = block.stop - block.start
-            grad = self._weighted_mean(payloads, weights, block)
             self.optimizer.apply(
                 params[block],
-                grad,
+                _weighted_sum(payloads, shares, block, scratch),
                 {name: slot[block] for name, slot in slots.items()},
                 hyper.step,
                 hyper.rate,
                 hyper.decay,
-                self.scratch[:, :n],
+                scratch.rows[:, :n],
             )
-
-    def _step_at_once(
-        self,
-        params: Float32,
-        payloads: Sequence[Gradient],
-        weights: Sequence[float],
-        hyper: Hyperparameters,
-    ) -> bool:
-        """Plain SGD on bare gradients in one pass, where there is a kernel for it."""
-        if self.fused is None or hyper.decay:
-            return False
-        bare = [grad for grad in payloads if isinstance(grad, np.ndarray)]
-        if len(bare) < len(payloads):
-            return False
-        total = sum(weights)
-        shares = [np.float32(weight / total) for weight in weights]
-        return self.fused.sgd(params, bare, shares, np.float32(hyper.rate))
 
     def track(self, estimate: Float32, payloads: Sequence[Gradient], workers: int) -> None:
         """estimate[n] <- estimate + (sum of the payloads) / workers: the servers' part of EF21."""
-        ones = [1.0] * len(payloads)
+        shares = [np.float32(1.0 / workers)] * len(payloads)
         for start in range(0, estimate.size, BLOCK):
             block = slice(start, min(start + BLOCK, estimate.size))
-            estimate[block] += self._weighted_mean(payloads, ones, block, total=workers)
+            estimate[block] += _weighted_sum(payloads, shares, block, self.scratch[0])
 
     def average(
         self,
@@ -110,9 +135,11 @@ class Updater:
         share: float,
     ) -> None:
         """params[n] <- params + share * (weighted mean - params): how buffers move."""
+        total = sum(weights)
+        shares = [np.float32(weight / total) for weight in weights]
         for start in range(0, params.size, BLOCK):
             block = slice(start, min(start + BLOCK, params.size))
-            mean = self._weighted_mean(payloads, weights, block)
+            mean = _weighted_sum(payloads, shares, block, self.scratch[0])
             if share == 1.0:
                 params[block] = mean
             else:
@@ -120,24 +147,19 @@ class Updater:
                 mean *= np.float32(share)
                 params[block] += mean
 
-    def _weighted_mean(
-        self,
-        payloads: Sequence[Gradient],
-        weights: Sequence[float],
-        block: slice,
-        total: float | None = None,
-    ) -> Float32:
-        """sum(w_i g_i) / total, which is sum(w_i) unless given."""
-        n = block.stop - block.start
-        mean, product = self.mean[:n], self.scratch[0, :n]
-        total = sum(weights) if total is None else total
-        for i, (payload, weight) in enumerate(zip(payloads, weights, strict=True)):
-            share = np.float32(weight / total)
-            if not isinstance(payload, np.ndarray):
-                payload.add_to(mean, block.start, share, first=i == 0)
-            elif i == 0:
-                np.multiply(payload[block], share, out=mean)
-            else:
-                np.multiply(payload[block], share, out=product)
-                mean += product
-        return mean
+
+def _weighted_sum(
+    payloads: Sequence[Gradient], shares: Sequence[np.float32], block: slice, scratch: _Scratch
+) -> Float32:
+    """shares[0] g_0 + shares[1] g_1 + ... of a block, in the memory of ``scratch``."""
+    n = block.stop - block.start
+    mean, product = scratch.mean[:n], scratch.rows[0, :n]
+    for i, (payload, share) in enumerate(zip(payloads, shares, strict=True)):
+        if not isinstance(payload, np.ndarray):
+            payload.add_to(mean, block.start, share, first=i == 0)
+        elif i == 0:
+            np.multiply(payload[block], share, out=mean)
+        else:
+            np.multiply(payload[block], share, out=product)
+            mean += product
+    return mean

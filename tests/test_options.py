@@ -18,6 +18,7 @@ REFUSED = [
     ({"staleness": -1}, "staleness must be a whole number of at least 0, got -1; 0 is synch"),
     ({"staleness": True}, "staleness must be a whole number of at least 0, got True"),
     ({"window": 0}, "window must be a whole number of at least 1, got 0"),
+    ({"server_threads": -1}, "server_threads must be a whole number of at least 0, got -1"),
     ({"reference_bytes": -1}, "reference_bytes must be a whole number of at least 0, got -1"),
     ({"pull_codec": "qsgd"}, "pull codec 'qsgd' is for gradients"),
     ({"shared_memory": "yes"}, "unknown shared_memory 'yes'"),
@@ -69,6 +70,14 @@ def test_accepted():
     assert options.segments == (psgrad.SegmentOptions("b"),)
     assert options.compression == Compression(zstd="auto")
     assert options == Options(**options.describe())
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "servers", "threads"),
+    [(0, 1, 1, 1), (0, 2, 1, 2), (0, 2, 3, 1), (0, 64, 1, 8), (0, 12, 3, 4), (5, 1, 2, 5)],
+)
+def test_threads_of_a_server(asked, cores, servers, threads):
+    assert Options(server_threads=asked).threads(cores, servers) == threads
 
 
 @pytest.mark.parametrize(

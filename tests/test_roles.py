@@ -41,3 +41,15 @@ def test_servers_must_leave_a_worker(servers):
         f"servers must be from 1 to 3 with 4 ranks, got {servers}; "
         "use --servers 1 or start more ranks"
     )
+
+
+def test_the_servers_of_a_machine():
+    roles = Roles(6, 3, ("a", "b", "a", "b", "c", "a"))
+    assert [roles.servers_beside(rank) for rank in range(6)] == [
+        [0, 2],
+        [1],
+        [0, 2],
+        [1],
+        [],
+        [0, 2],
+    ]

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from psgrad import update
 from psgrad.codecs import Key, Workspace, parse
 from psgrad.kernels import plain
+from psgrad.kernels.chunks import fastest
+from psgrad.kernels.crew import PIECE, Crew
 from psgrad.optimizers import FTRL, OPTIMIZERS, SGD, Adam
 from psgrad.update import BLOCK, Hyperparameters, Updater
 
@@ -95,6 +97,16 @@ def test_real_blocks_do_not_show_either():
             payloads = [normal((t, w), n)[cut] for w in range(3)]
             updater.step(params, slots, payloads, (1.0, 2.5, 7.0), Hyperparameters(t, 0.1, 0.01))
         np.testing.assert_array_equal(params, whole[cut])
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_threads_do_not_show(name):
+    n = 2 * PIECE + 5
+    results = []
+    for crew in (Crew(), Crew(2), Crew(3)):
+        params, slots = step(Updater.of(OPTIMIZERS[name](), fastest(), crew), n)
+        results.append((params.tobytes(), {k: v.tobytes() for k, v in slots.items()}))
+    assert results[0] == results[1] == results[2]
 
 
 def test_the_order_of_the_workers_is_the_order_of_the_sum():

@@ -47,6 +47,11 @@ class Transport(Protocol):
         """The name of the machine that this rank runs on."""
         ...
 
+    @property
+    def cores(self) -> int:
+        """How many processors this rank may use."""
+        ...
+
     def now(self) -> float:
         """Seconds since an arbitrary moment, never going back."""
         ...

@@ -118,6 +118,10 @@ class MpiTransport:
     def host(self) -> str:
         return str(self._mpi.Get_processor_name())
 
+    @property
+    def cores(self) -> int:
+        return len(os.sched_getaffinity(0))
+
     def now(self) -> float:
         return time.perf_counter()
 

@@ -188,6 +188,10 @@ class SimulatedTransport:
     def host(self) -> str:
         return self._host
 
+    @property
+    def cores(self) -> int:
+        return 1
+
     def now(self) -> float:
         self._readings += 1
         if self._readings > READINGS:

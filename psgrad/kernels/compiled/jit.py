@@ -75,9 +75,9 @@ def compiled(*arguments: Any, returns: Any = types.void) -> Callable[[Any], Call
         signature = returns(*arguments)
         result: Callable[..., Any]
         try:
-            result = _NJIT(signature, error_model="numpy", cache=True)(function)
+            result = _NJIT(signature, error_model="numpy", nogil=True, cache=True)(function)
         except Exception:  # of many kinds: no folder, no space, a damaged file
-            result = _NJIT(signature, error_model="numpy")(function)
+            result = _NJIT(signature, error_model="numpy", nogil=True)(function)
         return result
 
     return compile_it
