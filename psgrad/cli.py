@@ -59,6 +59,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--seed": ("seed", "of parameters, data split and batches (1)"),
     "--device": ("device", "auto, cpu or gpu"),
     "--chunk-bytes": ("chunk_bytes", "bytes of a chunk (0: the default grid)"),
+    "--overlap": ("overlap", "hide communication behind computation: on, off (off)"),
     "--shared-memory": ("shared_memory", "within a node: auto (where it can be), on, off"),
     "--run-dir": ("run_dir", "run folder (runs/DATE-MODEL-DATASET-MODE)"),
     "--simulate": ("simulate", "all ranks in this process, without MPI: workers=16,servers=2,..."),

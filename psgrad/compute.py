@@ -13,6 +13,7 @@ from psgrad.data import Dataset, IndexArray
 from psgrad.errors import DataError
 from psgrad.kernels import Kernels
 from psgrad.models import Model
+from psgrad.models.hooks import Hooks, nothing
 from psgrad.roles import Roles
 
 EVALUATION_BATCH: Final = 1024
@@ -66,19 +67,30 @@ class Compute:
         self._params = self._device_twin(copy.params)
         self._grads = self._device_twin(copy.grads)
 
-    def gradient(self, dataset: Dataset, micro_batches: list[IndexArray]) -> tuple[float, int, int]:
+    def gradient(
+        self, dataset: Dataset, micro_batches: list[IndexArray], hooks: Hooks | None = None
+    ) -> tuple[float, int, int]:
         """Fills ``copy.grads`` with the gradient of the mean loss over all micro-batches.
 
-        Returns that mean loss, the number classified correctly and the number of samples.
+        Returns that mean loss, the number classified correctly and the number of samples. On a GPU
+        ``hooks`` are told of all layers at once, before parameters go there.
         """
+        hooks = hooks or Hooks()
+        if not self._on_host:
+            hooks.needs(tuple(self._params))
+            hooks = Hooks()
         params = self._on_device(self._copy.params)
         samples = sum(len(indices) for indices in micro_batches)
         loss, correct = 0.0, 0
         for i, indices in enumerate(micro_batches):
             share = len(indices) / samples
             x, y = (self._kernels.asarray(part) for part in dataset.batch(indices))
+            told = Hooks(
+                hooks.needs if i == 0 else nothing,
+                hooks.done if i == len(micro_batches) - 1 else nothing,
+            )
             one_loss, one_correct = self._model.loss_and_grad(
-                params, x, y, self._grads, self._kernels, scale=share, accumulate=i > 0
+                params, x, y, self._grads, self._kernels, scale=share, accumulate=i > 0, hooks=told
             )
             loss += share * one_loss
             correct += one_correct

@@ -75,6 +75,9 @@ class Config:
     accumulate: int = _key(1, "micro-batches in one step", least=1)
     local_steps: int = _key(1, "steps that a worker takes by itself between two pushes")
     elastic: float = _key(0.0, "elastic averaging: how far copy and centre move together; 0: off")
+    overlap: str = _key(
+        "off", "hide communication behind computation, layer by layer", among=("on", "off")
+    )
     clip_norm: float | None = _key(None, "clip each worker's gradient to this L2 norm", above=0)
     codec: str = _key("none", "how gradients travel, such as topk:0.01 or int8")
     pull_codec: str = _key("none", "how parameters travel, such as int8 or fp16")
@@ -169,6 +172,7 @@ def resolve(sources: Sequence[Source], tables: Tables, dataset: type) -> Config:
         raise _with_origin(error, origin) from error
     config = Config(**arguments)
     _check_mode(config)
+    _check_overlap(config)
     return config
 
 
@@ -313,6 +317,14 @@ def _check_mode(config: Config) -> None:
     if config.mode == "async" and config.staleness is not None:
         raise ConfigError(
             f"staleness has no bound in async mode, got {config.staleness}; use --mode ssp"
+        )
+
+
+def _check_overlap(config: Config) -> None:
+    if config.overlap == "on" and config.local:
+        raise ConfigError(
+            "overlap hides the push of each step, local updates push none: use overlap off, or "
+            "local_steps 1 and elastic 0"
         )
 
 

@@ -89,21 +89,30 @@ class StepGuard:
         self._in_a_row = 0
 
     def settle(self, grads: Float32) -> bool:
-        """Decides on a step before its first chunk leaves: may ``grads[n]`` be applied?
+        """``judge`` and ``clip``: whether the step may be applied."""
+        verdict = self.judge(grads)
+        if verdict.finite:
+            self.clip(grads, verdict)
+        return verdict.finite
 
-        Scales them in place where they are to be clipped; buffers stay as they are. Raises
-        ``NonFiniteError`` after ``NON_FINITE_LIMIT`` steps in a row that are not finite.
+    def judge(self, grads: Float32) -> StepVerdict:
+        """Decides on a step: may ``grads[n]`` be applied, and clipped by how much?
+
+        Raises ``NonFiniteError`` after ``NON_FINITE_LIMIT`` steps in a row that are not finite.
         """
         verdict = check(grads, self._layout, self._segments, self._clip_norm)
-        if not verdict.finite:
+        if verdict.finite:
+            self._in_a_row = 0
+        else:
             self._count(verdict)
-            return False
-        self._in_a_row = 0
+        return verdict
+
+    def clip(self, grads: Float32, verdict: StepVerdict) -> None:
+        """Scales ``grads[n]`` in place, where they are to be clipped; buffers stay as they are."""
         if verdict.scale != 1.0:
             for segment in self._segments:
                 if not segment.options.buffer:
                     grads[segment.start : segment.stop] *= np.float32(verdict.scale)
-        return True
 
     def _count(self, verdict: StepVerdict) -> None:
         self.skipped += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,6 +51,8 @@ class ServerLinks:
         recorder: Recorder | None = None,
     ) -> None:
         self.answered = Answered()
+        self.awaited: set[int] = set()
+        """Chunks of an ended step whose parameters have not come."""
         self.wire_nbytes = 0
         self.link_rate = 0.0
         """Bytes a second that came in during the last large pull; 0 before there was one."""
@@ -114,10 +116,25 @@ class ServerLinks:
         self.tell_all(header, payload)
         return [self.await_control(answer) for _ in self._servers]
 
+    def expect(self, server: int, chunks: Collection[int]) -> None:
+        """The parameters of ``chunks`` will come from ``server``, without a further request."""
+        self._unanswered[server] += len(chunks)
+        self.awaited.update(chunks)
+
     def await_answers(self) -> None:
         """Waits until nothing is unanswered."""
         while any(self._unanswered.values()):
             self._take_one()
+
+    def await_chunks(self, chunks: Set[int]) -> None:
+        """Waits until the parameters of ``chunks`` have come, as far as they are expected."""
+        while not self.awaited.isdisjoint(chunks):
+            self._take_one()
+
+    def drive(self) -> None:
+        """Lets messages go on their way, and takes those that have come, without waiting."""
+        while self._take_one(0.0):
+            pass
 
     @property
     def idle(self) -> bool:
@@ -144,18 +161,22 @@ class ServerLinks:
             raise ProtocolError(f"expected {kind.name}, got {header.kind.name}")
         return header, payload
 
-    def _take_one(self) -> None:
-        message = self._transport.receive(self._place)
-        assert message is not None, "receive without a timeout returns a message"
+    def _take_one(self, timeout: float | None = None) -> bool:
+        """Takes a message; False where none came within ``timeout`` seconds."""
+        message = self._transport.receive(self._place, timeout)
+        if message is None:
+            return False
         server, header = message
         self.wire_nbytes += HEADER_NBYTES + header.nbytes
         if not self._numbering.take(server, header.number):
             if header.nbytes:
                 self._placed[server].popleft()
-            return
+            return True
         if self._recorder is not None:
             self._recorder.took(server, header)
-        if header.kind in (Kind.ACK, Kind.PARAMS):
+        if header.kind is Kind.RECEIVED:
+            self._unanswered[server] -= 1
+        elif header.kind in (Kind.ACK, Kind.PARAMS):
             self._unanswered[server] -= 1
             self._received += HEADER_NBYTES + header.nbytes
             self.answered.rate, self.answered.version = header.rate, header.version
@@ -164,8 +185,10 @@ class ServerLinks:
         else:
             payload = self._placed[server].popleft().tobytes() if header.nbytes else b""
             self._inbox.append((header, payload))
+        return True
 
     def _take_params(self, server: int, header: Header) -> None:
+        self.awaited.discard(header.chunk)
         self.answered.staleness = max(0, header.clock - header.slowest)
         if header.flags & Flag.ENCODED and header.nbytes:
             self._decode(header.chunk, self._placed[server].popleft())

@@ -74,6 +74,8 @@ class Kind(enum.IntEnum):
     FINISH = 15  # the worker's main has returned; not answered
     SHARE = 16  # payload: where a worker's memory is, for a server of its node
     SHARED = 17  # payload: whether the server reads it
+    SETTLE = 18  # the end of an open step; payload: by how much it is clipped, if it is
+    RECEIVED = 19  # a chunk of an open step has come
 
 
 class Verdict(enum.IntEnum):
@@ -99,6 +101,7 @@ class Flag:
     # does now
     QUIET: Final = 16  # in a push: no answer is wanted
     SHARED: Final = 8  # there is no payload: it lies in memory that both ranks have
+    OPEN: Final = 32  # in a STEP: not before the SETTLE of its step; answered by RECEIVED as well
 
 
 class Header(NamedTuple):

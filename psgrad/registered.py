@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from psgrad.arrays import Arrays
-from psgrad.errors import LayoutError
+from psgrad.errors import LayoutError, unknown_name
 from psgrad.guard import StepGuard
 from psgrad.layout import Chunk, Float32, Layout, assign
 from psgrad.options import Options
@@ -87,13 +89,28 @@ class Registered:
         for name, value in values.items():
             self.grads[name] = np.asarray(value)
 
-    def touched_by(self, names: set[str] | None) -> list[Chunk]:
+    @cached_property
+    def chunks_of(self) -> dict[str, range]:
+        """The chunks that hold a part of each parameter."""
+        starts = [chunk.start for chunk in self.chunks]
+        return {
+            t.name: range(
+                bisect_right(starts, t.start) - 1 if t.stop > t.start else 0,
+                bisect_left(starts, t.stop) if t.stop > t.start else 0,
+            )
+            for t in self.layout.tensors
+        }
+
+    def indices_of(self, name: str) -> range:
+        """``chunks_of[name]``; raises ``LayoutError`` for a name that there is not."""
+        try:
+            return self.chunks_of[name]
+        except KeyError:
+            raise LayoutError(unknown_name("parameter", name, self.chunks_of)) from None
+
+    def touched_by(self, names: Iterable[str] | None) -> list[Chunk]:
         """The chunks that hold a part of the parameters ``names``; None: all chunks."""
         if names is None:
             return list(self.chunks)
-        tensors = [tensor for tensor in self.layout.tensors if tensor.name in names]
-        return [
-            chunk
-            for chunk in self.chunks
-            if any(t.start < chunk.stop and t.stop > chunk.start for t in tensors)
-        ]
+        touched = {index for name in names for index in self.indices_of(name)}
+        return [self.chunks[index] for index in sorted(touched)]

@@ -40,9 +40,9 @@ LEARNING_RATE: Final = 0.05
 class Scenario:
     """One schedule. ``steps`` is what the busiest worker does; ``uneven`` how many less others do.
 
-    ``skips``, ``pushes``, ``delays``, ``duplicates`` and ``drops`` are shares: of steps that are
-    not finite, of steps without a pull, and of messages. ``hosts`` is on how many machines the
-    ranks are, in turn; 0: each on its own.
+    ``skips``, ``pushes``, ``overlaps``, ``delays``, ``duplicates`` and ``drops`` are shares: of
+    steps that are not finite, without a pull, and that leave layer by layer; of messages. ``hosts``
+    is on how many machines the ranks are, in turn; 0: each on its own.
     """
 
     seed: int
@@ -60,8 +60,10 @@ class Scenario:
     zstd: str = "off"
     hosts: int = 0
     optimizer: str = "sgd"
+    clip_norm: float | None = None
     skips: float = 0.0
     pushes: float = 0.0
+    overlaps: float = 0.0
     pace: str = "constant:seconds=0.001"
     latency_s: float = 1e-4
     bandwidth: float = 1e8
@@ -92,6 +94,8 @@ class Scenario:
             optimizer=draw.among(("sgd", "sgd", "momentum", "adam")),
             skips=draw.among((0.0, 0.0, 0.1, 0.5)),
             pushes=draw.among((0.0, 0.0, 0.3)),
+            overlaps=draw.among((0.0, 0.0, 0.5, 1.0)),
+            clip_norm=draw.among((None, None, None, 0.7)),
             pace=draw.among(PACES),
             latency_s=draw.among((0.0, 1e-5, 1e-4, 1e-3)),
             bandwidth=draw.among((1e6, 1e8, math.inf)),
@@ -155,6 +159,16 @@ class Scenario:
     def is_push(self, worker: int, step: int) -> bool:
         """Whether the step is a push alone."""
         return self._share("push", worker, step) < self.pushes
+
+    def is_overlapped(self, worker: int, step: int) -> bool:
+        """Whether the step leaves layer by layer, and is waited for in the same way."""
+        return self._share("overlap", worker, step) < self.overlaps
+
+    def order(self, worker: int, step: int) -> list[str]:
+        """Parameters in the order in which their gradients are final; some are told at the end."""
+        names = [f"p{i}" for i in range(len(self.sizes))]
+        names.sort(key=lambda name: self._number("order" + name[1:], worker, step))
+        return names[: 1 + self._number("told", worker, step) % len(names)]
 
     def weight(self, worker: int, step: int) -> float:
         return 1.0 + self._number("weight", worker, step) % 3
@@ -234,13 +248,14 @@ def change(scenario: Scenario, setting: str) -> Scenario:
 
 def _text(value: Any) -> str:
     if value is None:
-        return "async"
+        return "none"
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _value(name: str, text: str, now: Any) -> Any:
-    if name == "bound":
-        return None if text == "async" else int(text)
+    if name in ("bound", "clip_norm"):
+        kind = int if name == "bound" else float
+        return None if text in ("none", "async") else kind(text)
     if isinstance(now, bool):
         return _flag(text)
     if isinstance(now, tuple):

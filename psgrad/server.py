@@ -25,6 +25,7 @@ from psgrad.messages import (
 )
 from psgrad.metrics import Sink
 from psgrad.numbering import Numbering
+from psgrad.open_steps import OpenSteps
 from psgrad.options import Options
 from psgrad.params_encoder import ParamsEncoder
 from psgrad.pools import GradientPool, SnapshotPool
@@ -83,6 +84,7 @@ class Server:
         self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
         self._gradients = GradientPool()
         self._sharing = ServerSharing(options, roles, transport.rank)
+        self._open = OpenSteps()
         self._layout: Layout | None = None
         self._snapshots = SnapshotPool()
         elsewhere = [r for r in roles.worker_ranks if not roles.same_node(r, transport.rank)]
@@ -106,6 +108,8 @@ class Server:
         self._sharing.close()
         if self._shard is not None and (blocked := self._shard.blocked()):
             raise ProtocolError("the run ended with unanswered messages: " + "; ".join(blocked))
+        if self._open.workers:
+            raise ProtocolError(f"the run ended with open steps of workers {self._open.workers}")
         if self._gradients.lent:
             raise ProtocolError(f"the run ended with {self._gradients.lent} buffers still in use")
 
@@ -172,6 +176,8 @@ class Server:
             self._share(worker, decode_json(payload))
         elif self._shard is None:
             raise ProtocolError(f"worker {worker} sends {kind.name} before its registration")
+        elif kind is Kind.SETTLE:
+            self._settle(self._shard, header, payload)
         else:
             self._serve_chunk(self._shard, header, payload)
         self._check_rendezvous()
@@ -186,11 +192,33 @@ class Server:
             codec, size = self._compression.push, shard.chunks[header.chunk].chunk.size
             assert codec is not None, "_chunk_memory has looked"
             payload = self._gradients.open(payload, size, codec)
+        if header.flags & Flag.OPEN:
+            self._open.add(header, payload)
+            self._send(header.worker, header._replace(kind=Kind.RECEIVED, flags=0, nbytes=0))
+            return
         for reply in shard.handle(header, payload):
             self._reply(reply)
         if header.kind is Kind.LEAVE:
             self._sink.log(f"worker {header.worker} left at clock {header.clock}")
             self._send(header.worker, header._replace(kind=Kind.LEFT))
+
+    def _settle(self, shard: Shard, end: Header, payload: Any) -> None:
+        """A worker's open step has ended: its chunks are pushes now, or empty ones."""
+        scale = np.float32(decode_json(payload)["scale"]) if end.nbytes else None
+        for header, grad in self._open.settle(end):
+            shared = header.flags & Flag.SHARED
+            if end.weight == 0 and grad is not None:
+                if not shared:
+                    self._gradients.give_back(grad)
+                header, grad = header._replace(flags=header.flags & ~Flag.SHARED), None
+            elif (
+                scale is not None
+                and isinstance(grad, np.ndarray)
+                and not (shared or shard.chunks[header.chunk].options.buffer)
+            ):
+                grad *= scale
+            for reply in shard.handle(header, grad):
+                self._reply(reply)
 
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None and not reply.header.flags & Flag.SHARED:

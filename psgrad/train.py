@@ -22,6 +22,7 @@ from psgrad.kernels import load as load_kernels
 from psgrad.local import LocalSteps
 from psgrad.metrics import Journal, Sink, to_json
 from psgrad.models import MODELS
+from psgrad.models.hooks import Hooks
 from psgrad.optimizers import OPTIMIZERS
 from psgrad.options import check_chunk_bytes
 from psgrad.outer import OUTER
@@ -226,15 +227,20 @@ class Trainer:
     def _epochs(self, compute: Compute, learner: Worker | LocalSteps, mpi_rank: int) -> None:
         """All steps of this worker."""
         config, worker = self._config, self._worker
+        overlap = config.overlap == "on"
+        hooks = Hooks(worker.wait, worker.ready) if overlap else Hooks()
         loss_now = accuracy_now = 0.0
         snapshot: Snapshot | None = None
         for step, (epoch, micro_batches) in enumerate(self._steps(), start=1):
             began = worker.now()
-            loss, correct, samples = compute.gradient(self._data.dataset, micro_batches)
+            loss, correct, samples = compute.gradient(self._data.dataset, micro_batches, hooks)
             if self._pace is not None:
                 worker.sleep(self._pace.seconds(worker.rank, step))
             faults.apply(self._planted, worker, mpi_rank, worker.now() - began)
-            learner.step(weight=samples)
+            if overlap:
+                worker.step_async(weight=samples)
+            else:
+                learner.step(weight=samples)
             self._samples += samples
             accuracy = correct / samples
             keep = SMOOTHING if step > 1 else 0.0
@@ -252,6 +258,8 @@ class Trainer:
                 int(worker.wire_nbytes * share), loss_now, accuracy_now, worker.staleness,
             )  # fmt: skip
             self._progress.show(snapshot)
+        if overlap and worker.clock:
+            worker.wait()
         if isinstance(learner, LocalSteps):
             learner.exchange()
         if snapshot is not None:

@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from psgrad.arrays import Arrays
-from psgrad.errors import ConfigError, LayoutError, ProtocolError, PsgradError
-from psgrad.layout import Chunk, Layout
+from psgrad.errors import ConfigError, LayoutError, ProtocolError
+from psgrad.exchange import Exchange
+from psgrad.joining import Joining, alike
+from psgrad.layout import Layout
 from psgrad.links import ServerLinks
-from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict, decode_json, encode_json
+from psgrad.messages import Flag, Header, Kind, decode_json, encode_json
 from psgrad.options import Options
-from psgrad.push_encoder import PushEncoder
 from psgrad.record import Recorder
-from psgrad.registered import Registered
 from psgrad.roles import Roles
-from psgrad.sharing import Offer, WorkerMemory
-from psgrad.transport import Buffer, Transport
+from psgrad.transport import Transport
 
 
 class Worker:
@@ -51,8 +48,6 @@ class Worker:
         """A communicator of the workers only."""
         self.notice = ""
         """What the servers had to say of the registration, such as the memory that pulls need."""
-        self.clock = 0
-        """How many steps this worker has pushed."""
         self._transport = transport
         self._roles = roles
         self._options = options
@@ -60,12 +55,14 @@ class Worker:
         self._links = ServerLinks(
             transport, roles, run, options.window, options.compression.pull, recorder
         )
-        self._weight = 1.0  # of the last push that was not empty
-        self._state: Registered | None = None
-        self._encoder: PushEncoder | None = None
-        self._next_rate = NO_RATE
+        self._exchange: Exchange | None = None
         self._rendezvous = 0
         self._left = False
+
+    @property
+    def clock(self) -> int:
+        """How many steps this worker has pushed."""
+        return 0 if self._exchange is None else self._exchange.clock
 
     @property
     def params(self) -> Arrays:
@@ -74,17 +71,17 @@ class Worker:
         Read-only where a server of this node has them in the same memory, and where pulls are
         differences; copy what you want to change.
         """
-        return self._registered.params
+        return self._live().state.params
 
     @property
     def grads(self) -> Arrays:
         """The gradients: named views into the memory that ``step()`` sends without a copy."""
-        return self._registered.grads
+        return self._live().state.grads
 
     @property
     def layout(self) -> Layout:
         """How the parameters lie in the flat vector."""
-        return self._registered.layout
+        return self._live().state.layout
 
     @property
     def learning_rate(self) -> float:
@@ -109,12 +106,12 @@ class Worker:
     @property
     def skipped(self) -> int:
         """How many steps of this worker were not finite and were not applied."""
-        return 0 if self._state is None else self._state.guard.skipped
+        return 0 if self._exchange is None else self._exchange.state.guard.skipped
 
     @property
     def codecs_used(self) -> dict[str, int]:
         """How many chunks this worker has encoded with each codec, by name."""
-        return {} if self._encoder is None else dict(self._encoder.used)
+        return {} if self._exchange is None else self._exchange.codecs_used
 
     def now(self) -> float:
         """Seconds since an arbitrary moment, on the transport's clock."""
@@ -131,35 +128,13 @@ class Worker:
         values win (where its main has returned already: those of the first that registers).
         Raises ``LayoutError`` on all workers, naming the one that differs.
         """
-        if self._state is not None:
+        if self._exchange is not None:
             raise LayoutError("register() takes all parameters in one call, it was called twice")
-        try:
-            layout = Layout.of(arrays, self._options.segments)
-            record: dict[str, Any] = {"layout": asdict(layout)}
-        except (ConfigError, LayoutError) as problem:
-            record = {"problem": str(problem)}
-        handle = None
-        for header, payload in self._links.ask_all(
-            Header(Kind.REGISTER), Kind.REGISTERED, encode_json(record)
-        ):
-            answer = decode_json(payload)
-            if header.verdict is Verdict.REFUSED:
-                raise self._alike(LayoutError(answer["error"]), answer["first"])
-            if self._roles.same_node(answer["server"], self._transport.rank):
-                handle = answer["params"] or handle
-        self.notice = answer["notice"]
-        memory = self._share(layout, handle)
-        servers = self._roles.servers
-        self._state = state = Registered.of(layout, self._options, servers, self.rank, memory)
-        self._encoder = self._make_encoder(state)
-        self._links.receive_params_into(state.params_of, state.take_shared)
-        if self.rank == answer["first"]:
-            initial = state.flattened(arrays)
-            for chunk in state.chunks:
-                self._send_chunk(Kind.INIT, chunk, initial[chunk.start : chunk.stop])
-            self._links.await_answers()
+        joining = Joining(self._transport, self._roles, self._options, self._links, self._recorder)
+        self._exchange = joining.join(arrays)
+        self.notice = joining.notice
         self.pull(dense=True)
-        return state.params
+        return self.params
 
     def step(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient and pulls what it makes due: ``push`` and ``pull`` in one message.
@@ -172,30 +147,60 @@ class Worker:
         A gradient with NaN or infinity is not applied, not even a part of it: the step counts in
         ``skipped`` and moves the clock. Raises ``NonFiniteError`` after 10 of them in a row.
         """
-        self._push(Kind.STEP, grads, weight)
-        self._links.await_answers()
+        exchange = self._begin(grads, weight)
+        if exchange.is_open:
+            exchange.settle(weight)
+        else:
+            exchange.push(Kind.STEP, weight)
+        exchange.wait()
+
+    def ready(self, names: str | Iterable[str]) -> None:
+        """The gradients ``names`` of the next step are final, and lie in ``grads``.
+
+        The chunks that are complete by that leave at once, while the rest of the backward pass
+        computes; ``step_async`` or ``step`` ends the step. No update is made of any of them before.
+        Until then, and until ``wait``, they must not be written again.
+        """
+        self._live().ready((names,) if isinstance(names, str) else names)
+
+    def step_async(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
+        """``step`` without waiting: ``wait`` says when parameters are fresh.
+
+        Until then parameters may change at any time, and ``grads`` must not be written. One step
+        may be under way. Servers keep its gradients, in memory of their own where these travel.
+        """
+        self._begin(grads, weight).settle(weight)
+
+    def wait(self, names: str | Iterable[str] | None = None) -> None:
+        """Waits until the parameters ``names`` are as ``step`` would leave them; None: all.
+
+        Those of the first layers come first: a forward pass waits for one layer after the other.
+        """
+        self._live().wait((names,) if isinstance(names, str) else names)
 
     def push(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient like ``step`` but returns as soon as ``grads`` may be written again."""
-        self._registered.memory.detach()  # others may close this round and change parameters
-        self._push(Kind.PUSH, grads, weight)
+        exchange = self._begin(grads, weight)
+        exchange.state.memory.detach()  # others may close this round and change parameters
+        exchange.push(Kind.PUSH, weight)
         self._transport.flush()
 
-    def pull(self, names: Iterable[str] | None = None, *, dense: bool = False) -> None:
+    def pull(self, names: str | Iterable[str] | None = None, *, dense: bool = False) -> None:
         """Fetches parameters at this worker's clock: those of ``names``, or all of them.
 
         Chunks are fetched whole, so neighbours of a named tensor may become fresh too. ``dense``
         brings them as the servers have them, in float32, whatever the pull codec.
         """
-        state = self._registered
-        wanted = None if names is None else set(state.params(names))
+        exchange = self._live()
+        wanted = exchange.state.touched_by((names,) if isinstance(names, str) else names)
         flags = Flag.DENSE if dense else 0
 
         def fetch() -> None:
-            for chunk in state.touched_by(wanted):
-                self._send_chunk(Kind.PULL, chunk, flags=flags)
-            self._links.await_answers()
+            for chunk in wanted:
+                exchange.send(Kind.PULL, chunk, flags=flags)
+            exchange.wait()
 
+        exchange.finish()
         if self._links.idle:
             self._links.timed(fetch)
         else:
@@ -210,7 +215,7 @@ class Worker:
         """
         if not (math.isfinite(rate) and rate >= 0):
             raise ConfigError(f"learning rate must be finite and at least 0, got {rate}")
-        self._next_rate = float(rate)
+        self._live().rate = float(rate)
 
     def leave(self) -> None:
         """Ends this worker's pushes: rounds close and bounds hold without it. Pulls still work.
@@ -218,12 +223,17 @@ class Worker:
         What error feedback has kept back is pushed first, as float32: one more step, which nobody
         waits for.
         """
-        if self._left or self._state is None:
+        if self._left or self._exchange is None:
             return
-        self._links.await_answers()
-        self._state.memory.detach()  # rounds close without this worker from now on
-        if self._encoder is not None:
-            self._flush_residual(self._state, self._encoder)
+        exchange = self._exchange
+        if exchange.is_open:
+            raise ProtocolError(
+                f"worker {self.rank} leaves in the middle of a step: ready() was called; end the "
+                "step with step()"
+            )
+        exchange.wait()
+        exchange.state.memory.detach()  # rounds close without this worker from now on
+        exchange.flush_residual()
         self._links.ask_all(Header(Kind.LEAVE, clock=self.clock), Kind.LEFT)
         self._left = True
 
@@ -241,7 +251,7 @@ class Worker:
         _, payload = self._links.await_control(Kind.MET)
         result = decode_json(payload)
         if "error" in result:
-            raise self._alike(ConfigError(result["error"]), result["first"])
+            raise alike(ConfigError(result["error"]), result["first"], self.rank)
         mean: dict[str, float] = result["mean"]
         return mean
 
@@ -259,124 +269,23 @@ class Worker:
         self.leave()
         self._links.tell_all(Header(Kind.FINISH))
 
-    def _alike(self, error: PsgradError, first: int) -> PsgradError:
-        """Marks an error that several workers raise alike: the ``first`` of them reports it."""
-        error.spokesman = self.rank == first
-        return error
-
-    @property
-    def _registered(self) -> Registered:
-        if self._state is None:
+    def _live(self) -> Exchange:
+        if self._exchange is None:
             raise LayoutError("call worker.register(arrays) first: there are no parameters yet")
-        return self._state
+        return self._exchange
 
-    def _share(self, layout: Layout, handle: str | None) -> WorkerMemory:
-        """Memory for the flat vectors: shared with the servers of this node, as far as may be."""
-        offer = Offer(layout, self._options, self._roles, self._transport.rank, handle)
-        record = encode_json(offer.record())
-        for server in offer.servers:
-            self._links.tell(server, Header(Kind.SHARE), record)
-        accepted = []
-        for _ in offer.servers:
-            answer = decode_json(self._links.await_control(Kind.SHARED)[1])
-            if answer["error"] is None:
-                accepted.append(answer["server"])
-            else:
-                offer.problem = answer["error"]
-        groups = [s.options.members for s in layout.segments]
-        trains_all = all(group is None or self.rank in group for group in groups)
-        memory = offer.settle(accepted, trains_all)
-        if self._options.shared_memory == "on" and (offer.problem or not offer.servers):
-            reason = offer.problem or f"no server is on {self._transport.host}"
-            raise ConfigError(f"shared_memory is on, but {reason}; use auto or off")
-        if offer.problem:
-            self.notice = f"no shared memory: {offer.problem}"
-        return memory
-
-    def _make_encoder(self, state: Registered) -> PushEncoder | None:
-        compression = self._options.compression
-        if compression.push is None:
-            return None
-        return PushEncoder(
-            compression,
-            compression.push,
-            state.layout,
-            state.trained,
-            self._options.seed,
-            self.rank,
-            self._transport.now,
-            self._recorder,
-        )
-
-    def _push(self, kind: Kind, grads: Mapping[str, ArrayLike] | None, weight: float) -> None:
-        state, encoder = self._registered, self._encoder
+    def _begin(self, grads: Mapping[str, ArrayLike] | None, weight: float) -> Exchange:
+        """Before a push: checks that it may be, and copies ``grads`` in, where there are any."""
+        exchange = self._live()
         if self._left:
             raise ProtocolError(f"worker {self.rank} has left and cannot push")
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")
         if grads is not None:
-            state.set_grads(grads)
-        if weight > 0 and not state.guard.settle(state.memory.grads):
-            weight = 0.0
-        self.clock += 1
-        if encoder is not None and weight > 0:
-            encoder.begin(self.clock, self.learning_rate, state.memory.grads)
-        takes = state.memory.takes
-        for chunk in state.trained:
-            if weight == 0:
-                self._send_chunk(kind, chunk)
-                continue
-            grad = state.grads_of(chunk)
-            payload = None
-            if encoder is not None:
-                payload = encoder.encode(chunk, grad, self._links.link_rate)
-            if payload is None and kind is Kind.STEP and state.owner[chunk.index] in takes:
-                self._send_chunk(kind, chunk, None, weight, Flag.SHARED)
-                self._links.wire_nbytes += chunk.nbytes
-            elif payload is None:
-                self._send_chunk(kind, chunk, grad, weight)
-            else:
-                self._send_chunk(kind, chunk, payload, weight, Flag.ENCODED)
-        self._weight = weight or self._weight
-        self._next_rate = NO_RATE
-
-    def _flush_residual(self, state: Registered, encoder: PushEncoder) -> None:
-        """Pushes what was never sent, so that leaving loses nothing."""
-        kept = {chunk.index: encoder.kept(chunk) for chunk in state.trained}
-        if all(residual is None for residual in kept.values()):
-            return
-        self.clock += 1
-        for chunk in state.trained:
-            residual = kept[chunk.index]
-            if residual is None:
-                self._send_chunk(Kind.PUSH, chunk, flags=Flag.QUIET)
-                continue
-            grad = state.grads_of(chunk)
-            np.copyto(grad, residual)
-            residual.fill(0.0)
-            self._send_chunk(Kind.PUSH, chunk, grad, self._weight, Flag.QUIET)
-        self._transport.flush()
-
-    def _send_chunk(
-        self,
-        kind: Kind,
-        chunk: Chunk,
-        payload: Buffer | None = None,
-        weight: float = 0.0,
-        flags: int = 0,
-    ) -> None:
-        state = self._registered
-        header = Header(
-            kind,
-            layout=state.layout.digest,
-            segment=chunk.segment,
-            chunk=chunk.index,
-            clock=self.clock,
-            weight=weight,
-            rate=self._next_rate,
-            flags=flags,
-        )
-        if flags & Flag.QUIET:
-            self._links.tell(state.owner[chunk.index], header, payload)
-        else:
-            self._links.request(state.owner[chunk.index], header, payload)
+            if exchange.is_open:
+                raise ProtocolError(
+                    "step(grads) after ready(): what was ready is on its way; call step() without"
+                )
+            exchange.finish()
+            exchange.state.set_grads(grads)
+        return exchange

@@ -37,6 +37,7 @@ class Scripted:
     memory: list[object] = field(default_factory=list)  # the very objects that were sent
     sendings: list[Sending] = field(default_factory=list)
     peers: list[int] = field(default_factory=list)
+    cores: int = 1
     readings: int = 0  # of the clock, which goes on by a second with each
 
     def arrives(self, peer: int, header: Header, payload: bytes = b"") -> None:

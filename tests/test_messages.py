@@ -106,6 +106,8 @@ def test_numbers_on_the_wire_never_change():
         "FINISH": 15,
         "SHARE": 16,
         "SHARED": 17,
+        "SETTLE": 18,
+        "RECEIVED": 19,
     }
     assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4]
 

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad.kernels import Array, Kernels
+from psgrad.models.hooks import Hooks
 from psgrad.models.mlp import MLP
 from psgrad.models.softmax import Softmax
 
-__all__ = ["MLP", "MODELS", "Model", "Softmax"]
+__all__ = ["MLP", "MODELS", "Hooks", "Model", "Softmax"]
 
 
 class Model(Protocol):
@@ -45,13 +46,14 @@ class Model(Protocol):
         *,
         scale: float = 1.0,
         accumulate: bool = False,
+        hooks: Hooks | None = None,
     ) -> tuple[float, int]:
         """The mean cross-entropy of the batch x[b, features], y[b], and how many rows are right.
 
         Writes scale * d(mean loss)/d(param) into grads[name], or adds it when ``accumulate``.
         Micro-batches of b_k rows, each with scale b_k / sum(b), the first without ``accumulate``
         and the others with it, give the gradient of the whole batch. The returned loss is not
-        scaled. Raises DataError for a batch of no rows.
+        scaled. ``hooks`` are told layer by layer. Raises DataError for a batch of no rows.
         """
 
     def evaluate(

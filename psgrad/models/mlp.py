@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.kernels import ACTIVATIONS, Array, Kernels
+from psgrad.models.hooks import Hooks
 from psgrad.models.layers import (
     bias_name,
     check_init,
@@ -72,16 +73,18 @@ class MLP:
         *,
         scale: float = 1.0,
         accumulate: bool = False,
+        hooks: Hooks | None = None,
     ) -> tuple[float, int]:
         """Mean loss and rows right; see `psgrad.models.Model`."""
+        hooks = hooks or Hooks()
         factor = mean_scale(x, scale)
-        saved, dz = self._forward(params, x, kernels)
+        saved, dz = self._forward(params, x, kernels, hooks)
         totals = kernels.softmax_cross_entropy(dz, y, factor)  # the logits become their gradient
         for layer in reversed(range(len(self.hidden) + 1)):
             weight, bias = weight_name(layer), bias_name(layer)
             inputs = saved[layer - 1][1] if layer else x
             dense_grad(inputs, dz, grads[weight], grads[bias], kernels, accumulate)
-            # From here on the gradients of this layer are final.
+            hooks.done((weight, bias))
             if layer:
                 dz = kernels.xp.matmul(dz, params[weight].T)  # [b, out] [out, in]
                 kernels.activation_backward(dz, *saved[layer - 1], self.activation)
@@ -93,20 +96,23 @@ class MLP:
         self, params: Mapping[str, Array], x: Array, y: Array, kernels: Kernels
     ) -> tuple[float, int]:
         """Summed loss and rows right; see `psgrad.models.Model`."""
-        _, logits = self._forward(params, x, kernels)
+        _, logits = self._forward(params, x, kernels, Hooks())
         loss, correct = kernels.softmax_cross_entropy(logits, y, 1.0).tolist()
         return loss, int(correct)
 
     def _forward(
-        self, params: Mapping[str, Array], x: Array, kernels: Kernels
+        self, params: Mapping[str, Array], x: Array, kernels: Kernels, hooks: Hooks
     ) -> tuple[list[tuple[Array, Array]], Array]:
         """What each hidden layer's backward needs, (z, h) [b, width], and the logits."""
         saved = []
         h = x
         for layer in range(len(self.hidden)):
-            z = kernels.xp.matmul(h, params[weight_name(layer)])  # [b, in] [in, out]
-            h = kernels.bias_activation(z, params[bias_name(layer)], self.activation)
+            weight, bias = weight_name(layer), bias_name(layer)
+            hooks.needs((weight, bias))
+            z = kernels.xp.matmul(h, params[weight])  # [b, in] [in, out]
+            h = kernels.bias_activation(z, params[bias], self.activation)
             saved.append((z, h))
         last = len(self.hidden)
+        hooks.needs((weight_name(last), bias_name(last)))
         z = kernels.xp.matmul(h, params[weight_name(last)])
         return saved, kernels.bias_activation(z, params[bias_name(last)], "identity")

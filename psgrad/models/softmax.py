@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad.kernels import Array, Kernels
+from psgrad.models.hooks import Hooks
 from psgrad.models.mlp import MLP
 
 
@@ -30,10 +31,11 @@ class Softmax:
         *,
         scale: float = 1.0,
         accumulate: bool = False,
+        hooks: Hooks | None = None,
     ) -> tuple[float, int]:
         """Mean loss and rows right; see `psgrad.models.Model`."""
         return MLP(()).loss_and_grad(
-            params, x, y, grads, kernels, scale=scale, accumulate=accumulate
+            params, x, y, grads, kernels, scale=scale, accumulate=accumulate, hooks=hooks
         )
 
     def evaluate(

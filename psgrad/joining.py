@@ -1,0 +1,112 @@
+"""How a worker joins: it announces its layout, shares memory, and sends or gets first values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from psgrad.errors import ConfigError, LayoutError, PsgradError
+from psgrad.exchange import Exchange
+from psgrad.layout import Layout
+from psgrad.links import ServerLinks
+from psgrad.messages import Header, Kind, Verdict, decode_json, encode_json
+from psgrad.options import Options
+from psgrad.push_encoder import PushEncoder
+from psgrad.record import Recorder
+from psgrad.registered import Registered
+from psgrad.roles import Roles
+from psgrad.sharing import Offer, WorkerMemory
+from psgrad.transport import Transport
+
+
+class Joining:
+    """A worker's way in. ``notice`` is what the servers, or the node, have to say of it."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        roles: Roles,
+        options: Options,
+        links: ServerLinks,
+        recorder: Recorder | None,
+    ) -> None:
+        self.notice = ""
+        self._transport = transport
+        self._roles = roles
+        self._options = options
+        self._links = links
+        self._recorder = recorder
+        self._worker = roles.worker_of(transport.rank)
+
+    def join(self, arrays: Mapping[str, Any]) -> Exchange:
+        """Raises ``LayoutError`` on all workers where one differs, naming it."""
+        try:
+            layout = Layout.of(arrays, self._options.segments)
+            record: dict[str, Any] = {"layout": asdict(layout)}
+        except (ConfigError, LayoutError) as problem:
+            record = {"problem": str(problem)}
+        handle = None
+        for header, payload in self._links.ask_all(
+            Header(Kind.REGISTER), Kind.REGISTERED, encode_json(record)
+        ):
+            answer = decode_json(payload)
+            if header.verdict is Verdict.REFUSED:
+                raise alike(LayoutError(answer["error"]), answer["first"], self._worker)
+            if self._roles.same_node(answer["server"], self._transport.rank):
+                handle = answer["params"] or handle
+        self.notice = answer["notice"]
+        memory = self._share(layout, handle)
+        state = Registered.of(layout, self._options, self._roles.servers, self._worker, memory)
+        exchange = Exchange(self._transport, self._links, state, self._encoder(state))
+        self._links.receive_params_into(state.params_of, state.take_shared)
+        if self._worker == answer["first"]:
+            initial = state.flattened(arrays)
+            for chunk in state.chunks:
+                exchange.send(Kind.INIT, chunk, initial[chunk.start : chunk.stop])
+            self._links.await_answers()
+        return exchange
+
+    def _share(self, layout: Layout, handle: str | None) -> WorkerMemory:
+        """Memory for the flat vectors: shared with the servers of this node, as far as may be."""
+        offer = Offer(layout, self._options, self._roles, self._transport.rank, handle)
+        record = encode_json(offer.record())
+        for server in offer.servers:
+            self._links.tell(server, Header(Kind.SHARE), record)
+        accepted = []
+        for _ in offer.servers:
+            answer = decode_json(self._links.await_control(Kind.SHARED)[1])
+            if answer["error"] is None:
+                accepted.append(answer["server"])
+            else:
+                offer.problem = answer["error"]
+        groups = [s.options.members for s in layout.segments]
+        trains_all = all(group is None or self._worker in group for group in groups)
+        memory = offer.settle(accepted, trains_all)
+        if self._options.shared_memory == "on" and (offer.problem or not offer.servers):
+            reason = offer.problem or f"no server is on {self._transport.host}"
+            raise ConfigError(f"shared_memory is on, but {reason}; use auto or off")
+        if offer.problem:
+            self.notice = f"no shared memory: {offer.problem}"
+        return memory
+
+    def _encoder(self, state: Registered) -> PushEncoder | None:
+        compression = self._options.compression
+        if compression.push is None:
+            return None
+        return PushEncoder(
+            compression,
+            compression.push,
+            state.layout,
+            state.trained,
+            self._options.seed,
+            self._worker,
+            self._transport.now,
+            self._recorder,
+        )
+
+
+def alike(error: PsgradError, first: int, worker: int) -> PsgradError:
+    """Marks an error that several workers raise alike: the ``first`` of them reports it."""
+    error.spokesman = worker == first
+    return error
