@@ -6,6 +6,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from psgrad.codecs import Codec
 from psgrad.layout import Chunk, Float32, SegmentOptions
 from psgrad.messages import Header
@@ -87,6 +90,7 @@ class ChunkState:
     estimate: Float32 | None  # EF21: of the mean gradient
     rate: float  # base learning rate, before schedule and segment scale
     references: References | None  # to what workers hold, where pulls are differences
+    stamps: NDArray[np.int64] | None = None  # of all chunks, where others read while it is updated
     ready: bool = False  # has worker 0's initial value
     version: int = 0
     position: float = 0.0  # of the learning-rate schedule

@@ -80,7 +80,8 @@ class ServerLinks:
     ) -> None:
         """``params_of(chunk)`` is the memory that the parameters of a chunk are received into.
 
-        ``take_shared(chunk)`` takes over those that lie in shared memory, and says how many bytes.
+        ``take_shared(chunk)`` takes over those that lie in shared memory, and says how many bytes;
+        0 where it could not: then they are asked for by message.
         """
         self._params_of, self._take_shared = params_of, take_shared
 
@@ -174,7 +175,17 @@ class ServerLinks:
             return True
         if self._recorder is not None:
             self._recorder.took(server, header)
-        if header.kind is Kind.RECEIVED:
+        if header.flags & Flag.SHARED and header.kind is Kind.PARAMS and not self._read(header):
+            again = Header(
+                Kind.PULL,
+                layout=header.layout,
+                segment=header.segment,
+                chunk=header.chunk,
+                clock=header.clock,
+                flags=Flag.BY_MESSAGE,
+            )
+            self.tell(server, again)  # as unanswered as what it stands for
+        elif header.kind is Kind.RECEIVED:
             self._unanswered[server] -= 1
         elif header.kind in (Kind.ACK, Kind.PARAMS):
             self._unanswered[server] -= 1
@@ -187,13 +198,18 @@ class ServerLinks:
             self._inbox.append((header, payload))
         return True
 
+    def _read(self, header: Header) -> bool:
+        """Parameters are in shared memory: takes them over; whether that went well."""
+        assert self._take_shared is not None, "a server answers after the registration"
+        nbytes = self._take_shared(header.chunk)
+        self.wire_nbytes += nbytes
+        return nbytes > 0
+
     def _take_params(self, server: int, header: Header) -> None:
         self.awaited.discard(header.chunk)
         self.answered.staleness = max(0, header.clock - header.slowest)
         if header.flags & Flag.ENCODED and header.nbytes:
             self._decode(header.chunk, self._placed[server].popleft())
-        if header.flags & Flag.SHARED and self._take_shared is not None:
-            self.wire_nbytes += self._take_shared(header.chunk)
         if header.flags & Flag.HELD:
             self._held[header.chunk] = header.version
         else:

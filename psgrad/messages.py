@@ -101,6 +101,7 @@ class Flag:
     # does now
     QUIET: Final = 16  # in a push: no answer is wanted
     SHARED: Final = 8  # there is no payload: it lies in memory that both ranks have
+    BY_MESSAGE: Final = 64  # in a PULL: with a payload, even where memory is shared
     OPEN: Final = 32  # in a STEP: not before the SETTLE of its step; answered by RECEIVED as well
 
 

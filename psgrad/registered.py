@@ -63,10 +63,9 @@ class Registered:
         return self.memory.params[chunk.start : chunk.stop]
 
     def take_shared(self, index: int) -> int:
-        """Takes over the parameters of a chunk that lie in shared memory; how many bytes."""
+        """Takes over the parameters of a chunk in shared memory; how many bytes, 0 for in vain."""
         chunk = self.chunks[index]
-        self.memory.received(chunk.start, chunk.stop)
-        return chunk.nbytes
+        return chunk.nbytes if self.memory.received(chunk) else 0
 
     def grads_of(self, chunk: Chunk) -> Float32:
         """The gradient of a chunk: what pushes send."""

@@ -228,7 +228,7 @@ class Server:
         if reply.header.flags & Flag.QUIET:
             return
         header, payload = self._encoder.encode(reply)
-        if payload is not None and reply.stable and header.worker in self._sharing.readers:
+        if payload is not None and self._is_read_there(reply):
             self._traffic.bytes_pulled += payload.nbytes
             header, payload = header._replace(flags=Flag.SHARED, nbytes=0), None
         self._traffic.bytes_pulled += HEADER_NBYTES + header.nbytes
@@ -242,6 +242,16 @@ class Server:
             copy = memory[: payload.nbytes]
             np.copyto(copy, payload.view(np.uint8))
             self._snapshots.sent(self._post(peer, header, copy), memory)
+
+    def _is_read_there(self, reply: Reply) -> bool:
+        """Whether the worker takes the parameters from shared memory."""
+        if reply.header.worker not in self._sharing.readers:
+            return False
+        if reply.stable:
+            return True
+        # A copy may be newer than this answer, and a replay of the run could not tell.
+        stamped = self._sharing.place is not None and self._sharing.place.stamps is not None
+        return stamped and self._recorder is None and not reply.header.flags & Flag.BY_MESSAGE
 
     def _register_if_all_came(self) -> None:
         came = self._registrations
@@ -295,8 +305,8 @@ class Server:
         self._layout = layout
         if trouble := self._sharing.open(layout):
             self._sink.log(f"parameters go by message: {trouble}")
-        if self._sharing.params is not None:
-            self._shard.move(self._sharing.params)
+        if self._sharing.place is not None:
+            self._shard.move(*self._sharing.place)
         self._sink.log(
             f"shard of {sum(chunk.nbytes for chunk in mine)} bytes in {len(mine)} of "
             f"{len(chunks)} chunks, balance (max/mean over servers) {self._balance:.3f}"
@@ -307,15 +317,15 @@ class Server:
         """A worker of this node offers its memory."""
         if self._shard is None or self._layout is None:
             raise ProtocolError(f"worker {worker} sends SHARE before its registration")
-        alone = self._sharing.params is None
+        alone = self._sharing.place is None
         error = None
         try:
             self._sharing.accept(worker, self._layout, offer["grads"], offer["params"])
         except SharingError as reason:
             error = str(reason)
             self._sink.log(f"worker {worker} goes by message: {error}")
-        if alone and self._sharing.params is not None:
-            self._shard.move(self._sharing.params)
+        if alone and self._sharing.place is not None:
+            self._shard.move(*self._sharing.place)
         answer = {"server": self._transport.rank, "error": error}
         self._send(worker, Header(Kind.SHARED, run=self._run, worker=worker), encode_json(answer))
 

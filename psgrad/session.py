@@ -78,8 +78,8 @@ def run(
     each worker's gradient; ``chunk_bytes`` 0 is the default grid; ``window`` is how many
     unanswered chunks a worker may have at one server; ``reference_bytes`` is the most that a server
     may spend on what workers hold, where pulls travel as differences. With ``shared_memory`` auto,
-    ranks on one node share gradients and, in synchronous mode, parameters; ``worker.params`` is
-    read-only then. Without a way to do so they send messages; ``"on"`` makes that an error.
+    ranks on one node share gradients and parameters; in synchronous mode ``worker.params`` is
+    the servers' own memory, and read-only. Without a way to do so they send messages; ``"on"`` makes that an error.
     ``server_threads`` share a server's arithmetic on large chunks; 0: as many as it has cores, at
     most 8.
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules
 from psgrad.consistency import (
@@ -78,12 +79,16 @@ class Shard:
             return self._push(state, Push(header, payload))
         raise ProtocolError(f"a shard does not handle {header.kind.name}")
 
-    def move(self, flat: Float32) -> None:
-        """Keeps the parameters in ``flat``, the whole flat vector, from now on."""
+    def move(self, flat: Float32, stamps: NDArray[np.int64] | None) -> None:
+        """Keeps the parameters in ``flat``, the whole flat vector, from now on.
+
+        Others may read there: a chunk's stamp, where there is one, is odd during an update.
+        """
         for state in self.chunks.values():
             place = flat[state.chunk.start : state.chunk.stop]
             np.copyto(place, state.params)
             state.params = place
+            state.stamps = stamps
 
     def blocked(self) -> list[str]:
         """Why each unanswered message has no answer yet, in words."""
@@ -136,7 +141,7 @@ class Shard:
     def _initialise(self, state: ChunkState, push: Push) -> list[Reply]:
         if state.ready or not isinstance(push.grad, np.ndarray):
             raise ProtocolError(f"chunk {state.chunk.index} takes one initial value")
-        np.copyto(state.params, push.grad)
+        np.copyto(state.params, push.grad)  # nobody reads it before it is ready
         state.ready = True
         acknowledged = self._answer(state, push.header, Kind.ACK, Verdict.APPLIED, push)
         return [acknowledged, *self._advance(state)]
@@ -219,7 +224,11 @@ class Shard:
             state.round[worker] = push
             return []
         self._set_rate(state, [push])
+        if state.stamps is not None:
+            state.stamps[state.chunk.index] += 1
         self._apply(state, [push], state.position)
+        if state.stamps is not None:
+            state.stamps[state.chunk.index] += 1
         if push.grad is not None:
             state.position += 1 / len(state.clocks)
         return self._acknowledge(state, push)

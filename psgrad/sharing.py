@@ -7,6 +7,11 @@ where the server has updated them; messages are headers alone. That is safe beca
 - a gradient is used until its step is answered, and ``step`` returns only then;
 - no chunk of a worker's parameters can change before its next push, in sync mode.
 
+In the other modes a worker copies parameters out, while updates go on. A stamp for each chunk, odd
+during an update, says whether the copy is whole: it is when the stamp was even and is the same
+afterwards. A worker that meets an update each time asks for a message. What is copied may be newer
+than the answer says, never older.
+
 What breaks the second, a push without a pull or leaving, gives the worker parameters of its own
 first (``detach``). Its arrays stay what they are, address and all.
 """
@@ -15,16 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from psgrad.layout import Float32, Layout
+from psgrad.layout import Chunk, Float32, Layout
 from psgrad.options import Options
 from psgrad.roles import Roles
-from psgrad.transport.shared import Segment, SharingError, privatise
+from psgrad.transport.shared import IN_ORDER, Segment, SharingError, privatise
 
 ITEM: Final = 4  # bytes of a float32
+TRIES: Final = 3  # copies that may meet an update, before a message is asked for
+
+Stamps: TypeAlias = NDArray[np.int64]
 
 
 @dataclass
@@ -32,13 +41,15 @@ class WorkerMemory:
     """``params[n]`` and ``grads[n]``; ``detach`` is the only writer of the fields.
 
     ``takes`` are the servers that read ``grads``; ``source[n]`` has the parameters of those that
-    share theirs. ``in_place``: ``params`` is a second view of that memory.
+    share theirs, ``stamps[chunks]`` counts their updates. ``in_place``: ``params`` is a second view
+    of that memory.
     """
 
     params: Float32
     grads: Float32
     takes: frozenset[int] = frozenset()
     source: Float32 | None = None
+    stamps: Stamps | None = None
     in_place: bool = False
 
     @classmethod
@@ -52,10 +63,23 @@ class WorkerMemory:
             self.params = privatise(self.params)
             self.in_place = False
 
-    def received(self, start: int, stop: int) -> None:
-        """A server says that its parameters are up to date: takes them over."""
-        if not self.in_place and self.source is not None:
-            np.copyto(self.params[start:stop], self.source[start:stop])
+    def received(self, chunk: Chunk) -> bool:
+        """A server says that its parameters are up to date: takes them over, if that can be done.
+
+        False where each of ``TRIES`` copies met an update; ``params`` has nonsense there then.
+        """
+        if self.in_place or self.source is None:
+            return True
+        here = slice(chunk.start, chunk.stop)
+        if self.stamps is None:
+            np.copyto(self.params[here], self.source[here])
+            return True
+        for _ in range(TRIES):
+            before = self.stamps[chunk.index]
+            np.copyto(self.params[here], self.source[here])
+            if before % 2 == 0 and self.stamps[chunk.index] == before:
+                return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -67,12 +91,41 @@ class Wishes:
 
     @classmethod
     def of(cls, options: Options) -> Wishes:
-        """Payloads of codecs are small and go by message; other modes' parameters do as well."""
+        """Payloads of codecs are small and go by message.
+
+        Stamps need a processor that keeps its stores, and its loads, in order.
+        """
         wanted, codecs = options.shared_memory != "off", options.compression
-        return cls(
-            wanted and codecs.push is None,
-            wanted and codecs.pull is None and options.staleness == 0,
-        )
+        whole = options.staleness == 0 or IN_ORDER
+        return cls(wanted and codecs.push is None, wanted and codecs.pull is None and whole)
+
+
+class Place(NamedTuple):
+    """Parameters in shared memory: ``params[n]``, then ``stamps[chunks]`` where there are any."""
+
+    params: Float32
+    stamps: Stamps | None
+
+    @classmethod
+    def nbytes(cls, layout: Layout, options: Options) -> int:
+        """Bytes of the segment."""
+        return _stamps_start(layout) + 8 * _stamps(layout, options)
+
+    @classmethod
+    def of(cls, segment: Segment, layout: Layout, options: Options) -> Place:
+        """The arrays in a segment of ``nbytes``."""
+        start, count = _stamps_start(layout), _stamps(layout, options)
+        stamps = segment.data[start:].view(np.int64) if count else None
+        return cls(segment.data[: ITEM * layout.size].view(np.float32), stamps)
+
+
+def _stamps_start(layout: Layout) -> int:
+    return -(-ITEM * layout.size // 8) * 8
+
+
+def _stamps(layout: Layout, options: Options) -> int:
+    """How many: in sync mode there is no update while a worker reads."""
+    return len(layout.chunks(options.chunk_bytes)) if options.staleness != 0 else 0
 
 
 def leader(roles: Roles, rank: int) -> int | None:
@@ -98,11 +151,13 @@ class Offer:
         """Why something is not shared that was to be."""
         self.servers: list[int] = []
         """To whom it is made."""
+        self._layout = layout
+        self._options = options
         self._n = layout.size
         self._all_servers = set(roles.server_ranks)
         self._handle: str | None = None
         self._grads: Segment | None = None
-        self._params: list[Float32] = []
+        self._params: list[Place] = []
         wishes = Wishes.of(options)
         if not roles.hosts or not self._n:
             return
@@ -111,7 +166,7 @@ class Offer:
                 self._grads = Segment.create(ITEM * self._n)
             if wishes.params and handle is not None:
                 # One to read in place, one to copy from when that may not be any more.
-                self._params = [_attach(handle, self._n) for _ in range(2)]
+                self._params = [self._attach(handle) for _ in range(2)]
                 self._handle = handle
         except SharingError as error:
             self.problem = str(error)
@@ -134,27 +189,29 @@ class Offer:
         if self._grads is not None and servers:
             memory.grads, memory.takes = self._grads.data.view(np.float32), servers
         if self._params and servers:
-            in_place, memory.source = self._params
-            if trains_all and servers == self._all_servers:
-                memory.params, memory.in_place = in_place, True
+            in_place, (memory.source, memory.stamps) = self._params
+            if trains_all and servers == self._all_servers and memory.stamps is None:
+                memory.params, memory.in_place = in_place.params, True
         return memory
 
-
-def _attach(handle: str, n: int) -> Float32:
-    """float32[n] that a server writes."""
-    return Segment.attach(handle, ITEM * n, writable=False).data.view(np.float32)
+    def _attach(self, handle: str) -> Place:
+        """Parameters that a server writes."""
+        nbytes = Place.nbytes(self._layout, self._options)
+        segment = Segment.attach(handle, nbytes, writable=False)
+        return Place.of(segment, self._layout, self._options)
 
 
 class ServerSharing:
     """What a server shares with the workers of its node."""
 
     def __init__(self, options: Options, roles: Roles, rank: int) -> None:
-        self.params: Float32 | None = None
+        self.place: Place | None = None
         """The flat vector in shared memory, of which this server has its chunks."""
         self.handle: str | None = None
         """Of that segment, where this server has made it."""
         self.readers: set[int] = set()
         """Workers that read parameters there."""
+        self._options = options
         self._wishes = Wishes.of(options)
         self._leads = leader(roles, rank) == rank
         self._grads: dict[int, Float32] = {}
@@ -165,10 +222,10 @@ class ServerSharing:
         if not (self._leads and self._wishes.params and layout.size):
             return ""
         try:
-            segment = Segment.create(ITEM * layout.size)
+            segment = Segment.create(Place.nbytes(layout, self._options))
         except SharingError as error:
             return str(error)
-        self.params, self.handle = segment.data.view(np.float32), segment.handle
+        self.place, self.handle = Place.of(segment, layout, self._options), segment.handle
         self._segment = segment
         return ""
 
@@ -179,14 +236,14 @@ class ServerSharing:
 
     def accept(self, worker: int, layout: Layout, grads: str | None, params: str | None) -> None:
         """Takes the offer of ``worker``; raises ``SharingError`` where it cannot be reached."""
-        nbytes = ITEM * layout.size
         if grads is not None:
-            segment = Segment.attach(grads, nbytes, writable=False)
+            segment = Segment.attach(grads, ITEM * layout.size, writable=False)
             self._grads[worker] = segment.data.view(np.float32)
         if params is not None:
-            if self.params is None:
+            if self.place is None:
+                nbytes = Place.nbytes(layout, self._options)
                 segment = Segment.attach(params, nbytes, writable=True)
-                self.params = segment.data.view(np.float32)
+                self.place = Place.of(segment, layout, self._options)
             self.readers.add(worker)
 
     def grads_of(self, worker: int) -> Float32 | None:

@@ -125,6 +125,51 @@ def test_parameters_arrive_where_they_are_used(transport, links):
     np.testing.assert_array_equal(memory[1], [7, 7, 7])
 
 
+def test_parameters_that_cannot_be_read_whole_are_asked_for_by_message(transport, links):
+    memory, read = np.zeros(2, np.float32), [0, 8]
+    links.receive_params_into(lambda chunk: memory, lambda chunk: read.pop(0))
+    links.request(0, Header(Kind.STEP, chunk=4, clock=7))
+    links.request(0, Header(Kind.STEP, chunk=5, clock=7))
+    there = Header(Kind.PARAMS, chunk=4, clock=7, flags=Flag.SHARED, rate=0.5)
+    transport.arrives(0, there)
+    transport.arrives(0, there._replace(chunk=5))
+    transport.arrives(0, Header(Kind.PARAMS, chunk=4, clock=7), np.ones(2, np.float32).tobytes())
+    links.await_answers()
+    assert memory.tolist() == [1, 1]
+    again = transport.sent[-1]
+    assert (again.kind, again.chunk, again.clock, again.flags) == (
+        Kind.PULL, 4, 7, Flag.BY_MESSAGE,
+    )  # fmt: skip
+    assert links.idle
+
+
+def test_an_open_step_is_answered_twice(transport, links):
+    """Once when a chunk has come, which makes room in the window, once when it is settled."""
+    links.receive_params_into(lambda chunk: np.zeros(1, np.float32), lambda chunk: 8)
+    for chunk in (3, 4):
+        links.request(0, Header(Kind.STEP, chunk=chunk, flags=Flag.OPEN))
+        transport.arrives(0, Header(Kind.RECEIVED, chunk=chunk))
+    assert not links.awaited
+    links.expect(0, [3, 4])
+    assert links.awaited == {3, 4}
+    transport.arrives(0, Header(Kind.PARAMS, chunk=3, flags=Flag.SHARED))
+    links.await_chunks({3})
+    assert links.awaited == {4}
+    assert not links.idle
+    transport.arrives(0, Header(Kind.PARAMS, chunk=4, flags=Flag.SHARED))
+    links.await_chunks({4, 9})
+    assert links.idle
+    links.await_chunks({9})  # nothing is expected
+
+
+def test_driving_takes_what_has_come_and_does_not_wait(transport, links):
+    transport.arrives(0, Header(Kind.STATS_ARE), b"one")
+    transport.arrives(1, Header(Kind.STATS_ARE), b"two")
+    links.drive()
+    assert not transport.script
+    assert [links.await_control(Kind.STATS_ARE)[1] for _ in range(2)] == [b"one", b"two"]
+
+
 def test_a_control_message_that_comes_early_is_kept(transport, links):
     links.request(0, push())
     transport.arrives(0, Header(Kind.STATS_ARE), b"one")

@@ -154,8 +154,8 @@ def test_ddp_is_started_host_by_host(tmp_path):
     commands = ways.commands(Way("ddp", servers=0), LAN, Task(), TOOLS, tmp_path / "f")
     assert [c[1] for c in commands] == ["t1-h1", "t1-h2", "t1-h3"]
     assert [c[2].split()[-1] for c in commands] == ["0", "1", "2"]
+    without = replace(TOOLS, torch=None)
     with pytest.raises(LanError, match="give --torch-python"):
-        without = replace(TOOLS, torch=None)
         ways.commands(Way("ddp", servers=0), LAN, Task(), without, tmp_path / "f")
 
 
@@ -317,7 +317,7 @@ def test_nobody_looked_nothing_is_said(dense):
     row = replace(dense, curve=())
     assert row.accuracy is None
     assert figures.threshold([row]) is None
-    assert figures.table([row]).splitlines()[-1].rstrip() == figures.table([row]).splitlines()[-1]
+    assert figures.table([row]).splitlines()[-1].split()[-1] == "2.0"  # the worker's CPU time
 
 
 def test_a_picture_is_drawn(dense, tmp_path):
@@ -358,7 +358,7 @@ def test_which_ways():
         return program.ways_of(program.parser().parse_args(words))
 
     assert not any(way.ddp for way in chosen())  # there is no torch
-    assert [way.name for way in chosen("--quick", "--torch-python", "p")][0] == ways.DDP
+    assert chosen("--quick", "--torch-python", "p")[0].name == ways.DDP
     (way,) = chosen("--way", "dense", "--chunk-bytes", "65536")
     assert way.chunk_bytes == 65536
     assert chosen("--codec", "int8/topk:0.1")[-1].pull_codec == "topk:0.1"
@@ -393,8 +393,8 @@ def test_a_job_is_watched(codes, limit_s, text):
 
 
 def test_last_words_leave_out_what_is_always_said():
-    text = "plm: setpgid failed\n" + "".join(f"line {i}\n" for i in range(20)) + "\n"
-    assert jobs.last_words(text).splitlines()[-2:] == ["line 19", ""]
+    text = "".join(f"line {i}\n" for i in range(20)) + "plm: setpgid failed\n"
+    assert jobs.last_words(text).splitlines() == [f"line {i}" for i in range(8, 20)]
     assert jobs.last_words("setpgid\n") == "none"
 
 

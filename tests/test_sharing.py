@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from psgrad.layout import Layout
+from psgrad.layout import Chunk, Layout
 from psgrad.options import Options
 from psgrad.roles import Roles
 from psgrad.sharing import Offer, ServerSharing, Wishes, leader
-from psgrad.transport.shared import Segment, SharingError
+from psgrad.transport.shared import IN_ORDER, Segment, SharingError
 
 LAYOUT = Layout.of({"w": np.zeros((30, 50), np.float32)})
 N = LAYOUT.size
@@ -21,8 +21,8 @@ HERE = Roles(4, 2, ("a",) * 4)
     [
         ({}, True, True),
         ({"shared_memory": "off"}, False, False),
-        ({"staleness": 3}, True, False),
-        ({"staleness": None}, True, False),
+        ({"staleness": 3}, True, IN_ORDER),
+        ({"staleness": None}, True, IN_ORDER),
         ({"codec": "int8"}, False, True),
         ({"pull_codec": "int8"}, True, False),
     ],
@@ -63,8 +63,8 @@ def test_in_sync_all_is_one_memory():
     assert memory.in_place
     assert not memory.params.flags.writeable
     memory.grads[:] = 3.0
-    sides[0].params[:100] = 1.0
-    sides[1].params[100:] = 2.0
+    sides[0].place.params[:100] = 1.0
+    sides[1].place.params[100:] = 2.0
     assert memory.params[[99, 100]].tolist() == [1.0, 2.0]
     for side in sides.values():
         assert side.grads_of(1)[7] == 3.0
@@ -75,11 +75,11 @@ def test_in_sync_all_is_one_memory():
 def test_detached_parameters_stay_until_they_are_received():
     memory, sides = agree(Options(servers=2))
     view = memory.params[10:20].reshape(2, 5)
-    sides[0].params[:] = 1.0
+    sides[0].place.params[:] = 1.0
     memory.detach()
-    sides[0].params[:] = 2.0
+    sides[0].place.params[:] = 2.0
     assert view.tolist() == [[1.0] * 5] * 2
-    memory.received(0, 15)
+    assert memory.received(Chunk(0, 0, 0, 15))
     assert view.tolist() == [[2.0] * 5, [1.0] * 5]
     memory.detach()
     assert view.tolist() == [[2.0] * 5, [1.0] * 5]
@@ -88,9 +88,9 @@ def test_detached_parameters_stay_until_they_are_received():
 def test_who_is_not_in_every_round_copies():
     memory, sides = agree(Options(servers=2), trains_all=False)
     assert not memory.in_place
-    sides[0].params[:] = 5.0
+    sides[0].place.params[:] = 5.0
     assert not memory.params.any()
-    memory.received(0, N)
+    assert memory.received(Chunk(0, 0, 0, N))
     assert (memory.params == 5.0).all()
 
 
@@ -103,13 +103,47 @@ def test_servers_elsewhere_get_messages():
     assert sides[1].readers == {1}
 
 
+@pytest.mark.skipif(not IN_ORDER, reason="this processor does not keep stores in order")
 @pytest.mark.parametrize("staleness", [2, None])
-def test_other_modes_share_gradients_only(staleness):
+def test_other_modes_copy_parameters_out(staleness):
     memory, sides = agree(Options(servers=2, staleness=staleness))
     assert memory.takes == {0, 1}
-    assert memory.source is None
     assert memory.params.flags.writeable
-    assert all(not side.readers for side in sides.values())
+    assert not memory.in_place
+    assert all(side.readers == {1} for side in sides.values())
+    assert sides[0].place.stamps.size == len(LAYOUT.chunks(0))
+    sides[0].place.params[:] = 4.0
+    assert not memory.params.any()
+    assert memory.received(LAYOUT.chunks(0)[0])
+    assert (memory.params == 4.0).all()
+
+
+class Readings:
+    """Stamps as a copy finds them, one after the other."""
+
+    def __init__(self, readings: list[int]) -> None:
+        self.readings = iter(readings)
+
+    def __getitem__(self, index: int) -> int:
+        return next(self.readings)
+
+
+@pytest.mark.parametrize(
+    ("readings", "whole"),
+    [
+        ([0, 0], True),
+        ([1, 2, 2], True),  # begun in the middle of an update
+        ([0, 1, 2, 2], True),  # an update began meanwhile
+        ([0, 2, 3, 4, 4], True),
+        ([0, 2, 2, 4, 4, 6], False),
+        ([1, 3, 5], False),
+    ],
+)
+def test_a_copy_that_met_an_update_is_made_again_up_to_three_times(readings, whole):
+    memory, _ = agree(Options(servers=2, staleness=None))
+    memory.stamps = Readings(readings)
+    assert memory.received(LAYOUT.chunks(0)[0]) is whole
+    assert list(memory.stamps.readings) == []
 
 
 def test_without_hosts_nothing_is_shared():

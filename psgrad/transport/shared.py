@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from psgrad.errors import PsgradError
 
 POPULATE: Final = getattr(mmap, "MAP_POPULATE", 0)  # touch every page now
+IN_ORDER: Final = platform.machine() in ("x86_64", "AMD64")
+"""Whether what one processor stores in order, another one loads in order."""
 MAP_FIXED: Final = 0x10  # replace the pages that are there
 
 

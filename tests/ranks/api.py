@@ -227,6 +227,48 @@ def shared(worker):
         assert np.allclose(seen, 0.4)
 
 
+def never_torn(worker):
+    """Everyone updates and copies all the time; nobody ever sees a part of an update."""
+    n = 1 << 18  # one chunk, long enough to be met by an update
+    params = worker.register({"w": np.zeros(n, np.float32)})
+    worker.grads["w"] = np.full(n, -1.0, np.float32)
+    seen = 0.0
+    for _ in range(60):
+        worker.step()
+        assert params["w"].min() == params["w"].max() >= seen, "torn, or older than before"
+        seen = params["w"][0]
+    result = final(worker)
+    assert np.allclose(result["w"], 0.1 * 60 * worker.size, rtol=1e-4)
+    assert worker.server_stats()[0]["bytes_pulled"] > 4 * n * 60 * worker.size
+
+
+def in_parts(worker):
+    """A step that leaves layer by layer is the step that leaves at once, bit for bit."""
+    params = worker.register(arrays(1.0))
+    rng = np.random.default_rng(worker.rank)
+    for step in range(20):
+        grads = {k: rng.standard_normal(v.shape).astype(np.float32) for k, v in params.items()}
+        if step % 2:
+            worker.step(grads)
+            continue
+        for name in reversed(list(params)):
+            worker.grads[name] = grads[name]
+            worker.ready(name)
+        worker.step_async()
+        for name in params:
+            worker.wait(name)
+    result = final(worker)
+    expected = arrays(1.0)
+    rngs = [np.random.default_rng(rank) for rank in range(worker.size)]
+    for _ in range(20):
+        for value in expected.values():
+            each = [r.standard_normal(value.shape).astype(np.float32) for r in rngs]
+            shares = [grad * np.float32(1 / worker.size) for grad in each]
+            value -= np.float32(0.1) * sum(shares[1:], shares[0])
+    for name, value in expected.items():
+        assert value.tobytes() == result[name].tobytes(), name
+
+
 def leaving_while_others_wait(worker):
     """What feedback has kept is pushed on leaving, and nobody waits for that."""
     params = worker.register(arrays(1.0))
@@ -456,6 +498,9 @@ OPTIONS = {
     "pulled_in_8_bits": {"pull_codec": "int8", "servers": 2, "chunk_bytes": 1024},
     "pulled_differences": {"pull_codec": "topk:0.05", "servers": 2, "chunk_bytes": 4096},
     "shared": {"shared_memory": "on", "servers": 2, "chunk_bytes": 64},
+    "never_torn": {"staleness": None, "shared_memory": "on", "chunk_bytes": 1 << 20},
+    "in_parts": {"servers": 2, "chunk_bytes": 1024},
+    "in_parts_by_message": {"servers": 2, "chunk_bytes": 8192, "shared_memory": "off"},
     "leaving_while_others_wait": {"codec": "topk:0.1", "chunk_bytes": 1024},
     "segments": {
         "segments": [
@@ -466,6 +511,7 @@ OPTIONS = {
     },
 }
 
+in_parts_by_message = in_parts  # chunks of 8192 bytes do not ride in a header's message
 ASYNC = "async" in sys.argv
 
 if __name__ == "__main__":
