@@ -79,9 +79,9 @@ def run(
     unanswered chunks a worker may have at one server; ``reference_bytes`` is the most that a server
     may spend on what workers hold, where pulls travel as differences. With ``shared_memory`` auto,
     ranks on one node share gradients and parameters; in synchronous mode ``worker.params`` is
-    the servers' own memory, and read-only. Without a way to do so they send messages; ``"on"`` makes that an error.
-    ``server_threads`` share a server's arithmetic on large chunks; 0: as many as it has cores, at
-    most 8.
+    the servers' own memory, and read-only. Without a way to do so they send messages; ``"on"``
+    makes that an error. ``server_threads`` share a server's arithmetic on large chunks; 0: as many
+    as it has cores, at most 8.
 
     ``codec`` and ``pull_codec`` are specs such as ``"topk:0.01"`` for what gradients and parameters
     travel as, ``feedback`` says what becomes of the part of a gradient that is not sent, ``zstd``

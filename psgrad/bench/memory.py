@@ -118,6 +118,8 @@ def server_items(layout: Layout, options: Options, roles: Roles) -> list[Item]:
     # Float32 comes from worker 0, the first values, and from whoever sends gradients so or pushes
     # what is left of them in the end. Memory that it has come into is kept.
     bare = window * chunk_nbytes * (1 if Wishes.of(options).grads or _loses(options) else workers)
+    copied = not together and not Wishes.of(options).params
+    under_way = workers * window * chunk_nbytes if copied else 0
     ef21 = options.compression.feedback == "ef21"
     return _present(
         Item("parameters", max(loads)),
@@ -127,7 +129,7 @@ def server_items(layout: Layout, options: Options, roles: Roles) -> list[Item]:
         Item("encoded parameters (pull codec)", encoded),
         Item("float32 from workers", bare),
         Item("payloads from workers (codec)", workers * window * encoding),
-        Item("parameters under way", 0 if together else workers * window * chunk_nbytes),
+        Item("parameters under way", under_way),
         Item("scratch of updates", ITEMSIZE * BLOCK * (1 + max(1, optimizer.scratch_rows))),
         Item("posted receives", _rings(workers)),
     )
@@ -148,8 +150,9 @@ def worker_items(layout: Layout, options: Options, roles: Roles) -> list[Item]:
             mine = [chunk for chunk in chunks if owner[chunk.index] == server]
             most = max((pull.nbytes_max(chunk.size) for chunk in mine), default=0)
             arriving += _window(mine, options) * most
+    read_there = Wishes.of(options).params and options.staleness == 0
     return _present(
-        Item("parameters", 0 if Wishes.of(options).params else layout.size * ITEMSIZE),
+        Item("parameters", 0 if read_there else layout.size * ITEMSIZE),
         Item("gradients", layout.size * ITEMSIZE),
         Item("feedback (codec)", feedback),
         Item("payloads (codec)", payloads),
