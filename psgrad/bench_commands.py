@@ -126,6 +126,30 @@ def latency(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return _on_ranks("latency", parser, argv, environ, plan, measure)
 
 
+def overlap(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """``psgrad bench overlap``."""
+    text = "How much of the communication hides behind computation, for a perceptron."
+    parser = _rank_parser("overlap", text, ranks=2)
+    parser.add_argument("--layers", type=count, default="10", help="dense layers (10)")
+    parser.add_argument("--width", type=count, default="1024", help="of each of them (1024)")
+    parser.add_argument("--batch", type=count, default="256", help="rows of a batch (256)")
+    parser.add_argument("--rounds", type=count, default="11", help="measured rounds (11)")
+    _json(parser)
+
+    def plan(arguments: argparse.Namespace) -> Any:
+        from psgrad.bench.overlap import OverlapPlan
+
+        sizes = (arguments.layers, arguments.width, arguments.batch, arguments.rounds)
+        return OverlapPlan(*sizes, run_arguments(arguments))
+
+    def measure(plan: Any, arguments: argparse.Namespace) -> dict[str, Any] | None:
+        from psgrad.bench.overlap import bench_overlap
+
+        return bench_overlap(plan, _show)
+
+    return _on_ranks("overlap", parser, argv, environ, plan, measure)
+
+
 def tune(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """``psgrad bench tune``."""
     text = "Which chunk size suits this machine. It suggests, and changes nothing."
@@ -180,6 +204,7 @@ KINDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str], Mapping[str, str]]
             "step": ("a step of all ranks beside Allreduce and a copy", step),
             "allreduce": ("Allreduce and a local update, of the worker ranks", allreduce),
             "latency": ("the shortest step beside a bare exchange", latency),
+            "overlap": ("how much communication hides behind computation", overlap),
             "memory": ("what memory gives, and what ranks take of it", memory),
             "tune": ("which --chunk-bytes suits this machine", tune),
         }

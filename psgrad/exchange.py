@@ -8,6 +8,7 @@ A step is pushed in one of two ways::
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -131,20 +132,15 @@ class Exchange:
         state, encoder = self.state, self._encoder
         if self._links.awaited:
             raise ProtocolError("step_async() before the last step was answered: call wait() first")
-        verdict = state.guard.judge(state.memory.grads) if weight > 0 else StepVerdict(0.0, 1.0)
+        early = {index for chunks in self._sent.values() for index in chunks}
+        rest = [chunk for chunk in state.trained if chunk.index not in early]
+        if encoder is None:
+            verdict = self._open_bare(rest, weight)
+        else:
+            verdict = self._open_encoded(encoder, rest, weight)
         if not verdict.finite:
             weight = 0.0
-        if encoder is not None and weight > 0:
-            state.guard.clip(state.memory.grads, verdict)
-            encoder.begin(self.clock + 1, self._links.answered.rate, state.memory.grads)
-        early = {index for chunks in self._sent.values() for index in chunks}
-        for chunk in state.trained:
-            if chunk.index not in early:
-                self._open(chunk, weight)
-        if encoder is None and verdict.scale != 1.0:
-            self._transport.flush()  # it was sent as it was: the servers scale what they received
-            state.guard.clip(state.memory.grads, verdict)
-        clipped = encoder is None and verdict.scale != 1.0
+        clipped = encoder is None and verdict.finite and verdict.scale != 1.0
         said = encode_json({"scale": verdict.scale}) if clipped else None
         self.clock += 1
         for server, chunks in sorted(self._sent.items()):
@@ -193,6 +189,36 @@ class Exchange:
             residual.fill(0.0)
             self.send(Kind.PUSH, chunk, grad, self._weight, Flag.QUIET)
         self._transport.flush()
+
+    def _open_bare(self, rest: Iterable[Chunk], weight: float) -> StepVerdict:
+        """Sends what is left as it is; the servers look whether all is finite."""
+        guard, grads = self.state.guard, self.state.memory.grads
+        for chunk in rest:
+            self._open(chunk, weight)
+        self._links.await_answers()
+        sound, self._links.is_sound = self._links.is_sound, True
+        if weight == 0:
+            return StepVerdict(0.0, 1.0)
+        if sound and not guard.clips:
+            guard.passed()
+            return StepVerdict(math.nan, 1.0)
+        verdict = guard.judge(grads)  # for the norm, or for the culprit
+        if verdict.finite:
+            guard.clip(grads, verdict)  # the servers do it to what they have received
+        return verdict
+
+    def _open_encoded(
+        self, encoder: PushEncoder, rest: Iterable[Chunk], weight: float
+    ) -> StepVerdict:
+        """Sends what is left, which is all, by the codec: judged before anything is kept back."""
+        guard, grads = self.state.guard, self.state.memory.grads
+        verdict = guard.judge(grads) if weight > 0 else StepVerdict(0.0, 1.0)
+        if weight > 0 and verdict.finite:
+            guard.clip(grads, verdict)
+            encoder.begin(self.clock + 1, self._links.answered.rate, grads)
+        for chunk in rest:
+            self._open(chunk, weight if verdict.finite else 0.0)
+        return verdict
 
     def _open(self, chunk: Chunk, weight: float) -> None:
         """Sends a chunk of a step that has not ended, at the clock that it will have."""

@@ -60,6 +60,12 @@ def check(
     return StepVerdict(norm, clip_norm / norm if clipped and clip_norm is not None else 1.0)
 
 
+def is_finite(grad: Float32) -> bool:
+    """Whether ``grad[n]`` has neither NaN nor infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _squares(grad, 0, grad.size)[1] is None
+
+
 def _squares(grads: Float32, start: int, stop: int) -> tuple[float, int | None]:
     """The sum of squares of grads[start:stop], and where the first NaN or infinity is, if any."""
     total = 0.0
@@ -94,6 +100,15 @@ class StepGuard:
         if verdict.finite:
             self.clip(grads, verdict)
         return verdict.finite
+
+    @property
+    def clips(self) -> bool:
+        """Whether a step's norm matters."""
+        return self._clip_norm is not None
+
+    def passed(self) -> None:
+        """Others have found a step finite."""
+        self._in_a_row = 0
 
     def judge(self, grads: Float32) -> StepVerdict:
         """Decides on a step: may ``grads[n]`` be applied, and clipped by how much?

@@ -20,7 +20,7 @@ from psgrad.codecs.base import Bytes, Codec, add_into, write_into
 from psgrad.codecs.wire import seal
 from psgrad.errors import ProtocolError
 from psgrad.layout import Float32
-from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind
+from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind, Verdict
 from psgrad.numbering import Numbering
 from psgrad.record import Recorder
 from psgrad.roles import Roles
@@ -53,6 +53,8 @@ class ServerLinks:
         self.answered = Answered()
         self.awaited: set[int] = set()
         """Chunks of an ended step whose parameters have not come."""
+        self.is_sound = True
+        """Whether servers have found all chunks of an open step finite; who reads it resets it."""
         self.wire_nbytes = 0
         self.link_rate = 0.0
         """Bytes a second that came in during the last large pull; 0 before there was one."""
@@ -187,6 +189,7 @@ class ServerLinks:
             self.tell(server, again)  # as unanswered as what it stands for
         elif header.kind is Kind.RECEIVED:
             self._unanswered[server] -= 1
+            self.is_sound &= header.verdict is not Verdict.SKIPPED
         elif header.kind in (Kind.ACK, Kind.PARAMS):
             self._unanswered[server] -= 1
             self._received += HEADER_NBYTES + header.nbytes

@@ -12,6 +12,7 @@ import numpy as np
 from psgrad.chunk_state import Counters, Reply, Rules
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import ConfigError, ProtocolError
+from psgrad.guard import is_finite
 from psgrad.layout import Float32, Layout, assign, balance
 from psgrad.messages import (
     CONTROL_LIMIT,
@@ -194,7 +195,11 @@ class Server:
             payload = self._gradients.open(payload, size, codec)
         if header.flags & Flag.OPEN:
             self._open.add(header, payload)
-            self._send(header.worker, header._replace(kind=Kind.RECEIVED, flags=0, nbytes=0))
+            # A look at it here, where there is time, saves the worker one where there is none.
+            sound = not isinstance(payload, np.ndarray) or is_finite(payload)
+            verdict = Verdict.NONE if sound else Verdict.SKIPPED
+            answer = header._replace(kind=Kind.RECEIVED, verdict=verdict, flags=0)
+            self._send(header.worker, answer)
             return
         for reply in shard.handle(header, payload):
             self._reply(reply)
@@ -205,6 +210,7 @@ class Server:
     def _settle(self, shard: Shard, end: Header, payload: Any) -> None:
         """A worker's open step has ended: its chunks are pushes now, or empty ones."""
         scale = np.float32(decode_json(payload)["scale"]) if end.nbytes else None
+        shard.share_work(False)  # who pushes like this computes meanwhile
         for header, grad in self._open.settle(end):
             shared = header.flags & Flag.SHARED
             if end.weight == 0 and grad is not None:
@@ -219,6 +225,7 @@ class Server:
                 grad *= scale
             for reply in shard.handle(header, grad):
                 self._reply(reply)
+        shard.share_work(True)
 
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None and not reply.header.flags & Flag.SHARED:

@@ -90,6 +90,10 @@ class Shard:
             state.params = place
             state.stamps = stamps
 
+    def share_work(self, shared: bool) -> None:
+        """Whether threads take part in updates, which need cores that nobody else needs."""
+        self._updater.crew.hands = self._updater.crew.size if shared else 1
+
     def blocked(self) -> list[str]:
         """Why each unanswered message has no answer yet, in words."""
         return [

@@ -361,6 +361,7 @@ def test_which_ways():
     assert chosen("--quick", "--torch-python", "p")[0].name == ways.DDP
     (way,) = chosen("--way", "dense", "--chunk-bytes", "65536")
     assert way.chunk_bytes == 65536
+    assert [way.overlap for way in chosen("--quick", "--overlap")] == [True, True]
     assert chosen("--codec", "int8/topk:0.1")[-1].pull_codec == "topk:0.1"
     with pytest.raises(LanError, match="there is no way 'dens'; there are DDP"):
         chosen("--way", "dens")
@@ -426,9 +427,10 @@ def lan():
     assert not set(network.call(["ip", "netns", "list"]).split()) & {*plan.names, plan.switch}
 
 
-def test_gradients_cross_the_cables(lan, tmp_path):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_gradients_cross_the_cables(lan, tmp_path, overlap):
     tools = Tools(real_mpiexec())
-    way, task = Way("dense"), replace(SMALL, hidden=(1000,))
+    way, task = Way("dense", overlap=overlap), replace(SMALL, hidden=(1000,))
     found = jobs.run(way, lan, task, tools, tmp_path / "job", 60)
     row = figures.row(way, lan.rate, task, found)
     nbytes = 4 * found[0]["facts"]["parameters"]

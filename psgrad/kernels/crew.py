@@ -15,10 +15,13 @@ PIECE: Final = 128 << 10
 
 
 class Crew:
-    """``size`` threads, the caller's own among them; others start with the first long array."""
+    """``size`` threads, the caller's own among them; others start with the first long array.
+
+    ``hands`` is how many of them work at present, 1 to ``size``.
+    """
 
     def __init__(self, size: int = 1) -> None:
-        self.size = size
+        self.size = self.hands = size
         self._others: ThreadPoolExecutor | None = None
 
     def share(self, n: int, work: Callable[[int, int, int], None]) -> None:
@@ -27,7 +30,7 @@ class Crew:
         Pieces begin at multiples of ``PIECE``. Returns when all are done; raises what ``work``
         raises.
         """
-        pieces = min(self.size, n // PIECE)
+        pieces = min(self.hands, n // PIECE)
         if pieces < 2:
             work(0, n, 0)
             return
