@@ -85,6 +85,7 @@ def _steps(what: str, text: str, argv: Sequence[str], environ: Mapping[str, str]
         "--sizes", type=sizes, default=SIZES, metavar="LIST", help=f"bytes of float32 ({SIZES})"
     )
     parser.add_argument("--rounds", type=count, default="11", help="measured rounds (11)")
+    parser.add_argument("--tensors", type=count, default="1", help="that the bytes are of (1)")
     _output(parser, "draw time against size")
 
     def plan(arguments: argparse.Namespace) -> Any:
@@ -92,7 +93,9 @@ def _steps(what: str, text: str, argv: Sequence[str], environ: Mapping[str, str]
         from psgrad.bench.step import StepPlan
 
         ways = WAYS if what == "step" else (ALLREDUCE, TUNED, MEMCPY)
-        return StepPlan(arguments.sizes, arguments.rounds, ways, run_arguments(arguments))
+        return StepPlan(
+            arguments.sizes, arguments.rounds, ways, arguments.tensors, run_arguments(arguments)
+        )
 
     def measure(plan: Any, arguments: argparse.Namespace) -> dict[str, Any] | None:
         from psgrad.bench.step import bench_steps, plot

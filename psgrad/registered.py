@@ -80,13 +80,12 @@ class Registered:
 
     def set_grads(self, values: Mapping[str, ArrayLike]) -> None:
         """Takes over a gradient; raises ``LayoutError`` where one of a parameter is missing."""
-        for name in self.grads:
-            if name not in values:
-                raise LayoutError(
-                    f"step() needs a gradient for each parameter, {name!r} is missing"
-                )
+        missing = self.chunks_of.keys() - values.keys()
+        if missing:
+            first = next(name for name in self.chunks_of if name in missing)
+            raise LayoutError(f"step() needs a gradient for each parameter, {first!r} is missing")
         for name, value in values.items():
-            self.grads[name] = np.asarray(value)
+            self.grads[name] = value
 
     @cached_property
     def chunks_of(self) -> dict[str, range]:

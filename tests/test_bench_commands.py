@@ -74,7 +74,7 @@ def test_mistakes_cost_no_job(launches, kind, argv, error):
         (["latency", "--steps", "5"], "at least 10 steps, got 5"),
         (["latency", "--np", "3"], "takes 2 ranks, a server and a worker, this job has 3"),
         (["tune", "--chunk-bytes", "8"], "chunk_bytes must be from 64"),
-        ([], "name what to measure: codec, step, allreduce, latency, memory, tune"),
+        ([], "name what to measure: codec, step, allreduce, latency, overlap, memory, tune"),
         (["stop"], "invalid choice: 'stop'"),
     ],
 )

@@ -22,12 +22,14 @@ from psgrad.bench.figures import ALLREDUCE, COPIED, IN_PLACE, MEMCPY, TUNED
 from psgrad.bench.step import RATE, Stage
 
 def main(worker):
-    stage = Stage(worker, 400_000)
+    stage = Stage(worker, 400_000, int(sys.argv[1]))
+    params = lambda: np.concatenate(list(worker.params.values()))
+    assert len(worker.params) == int(sys.argv[1])
     gradients = np.zeros((worker.size, 100_000), np.float32)
     worker.comm.Allgather(stage.gradient, gradients)
     moved = -np.float32(0.1) * gradients.mean(axis=0)
     stage.call(IN_PLACE)
-    assert np.allclose(worker.params["w"], moved, atol=1e-6)
+    assert np.allclose(params(), moved, atol=1e-6)
     assert not stage.params.any()
     stage.call(COPIED)
     assert np.allclose(stage.params, 2 * moved, atol=1e-6)
@@ -69,6 +71,14 @@ def test_how_many_steps_a_sample_has(nbytes, times):
         ({"sizes": (4096, 6)}, "a size must be a multiple of 4 bytes .*, got 6"),
         ({"sizes": (0,)}, "a size must be a multiple of 4 bytes .*, got 0"),
         ({"sizes": ()}, "at least one size and one round, got 0 and 11"),
+        (
+            {"sizes": (64,), "tensors": 17},
+            "tensors must be from 1 to the 16 elements of 64 .* got 17",
+        ),
+        (
+            {"sizes": (64,), "tensors": 0},
+            "tensors must be from 1 to the 16 elements of 64 .* got 0",
+        ),
         ({"sizes": (4096,), "rounds": 0}, "at least one size and one round, got 1 and 0"),
     ],
 )
@@ -88,8 +98,9 @@ def test_a_plan_knows_the_roles():
     )
 
 
-def test_each_way_does_what_it_says(mpi):
-    status, _, stderr = mpi.run(3, ["-c", STAGED])
+@pytest.mark.parametrize("tensors", [1, 100])
+def test_each_way_does_what_it_says(mpi, tensors):
+    status, _, stderr = mpi.run(3, ["-c", STAGED, tensors])
     assert status == 0, stderr
 
 
@@ -211,7 +222,7 @@ class Alone:
             self.asked.append(way)
             return seconds[way]
 
-        monkeypatch.setattr(step, "Stage", lambda worker, nbytes: None)
+        monkeypatch.setattr(step, "Stage", lambda worker, nbytes, tensors: None)
         monkeypatch.setattr(step, "sample", sample)
 
 

@@ -64,11 +64,15 @@ RATE: Final = np.float32(1e-3)  # the learning rate of the local update
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What is measured, the same on all ranks: ``run`` has arguments of ``psgrad.run``."""
+    """What is measured, the same on all ranks: ``run`` has arguments of ``psgrad.run``.
+
+    The bytes are those of ``tensors`` parameters of one size; the last may be smaller.
+    """
 
     sizes: tuple[int, ...]  # bytes of float32
     rounds: int = 11
     ways: tuple[str, ...] = WAYS
+    tensors: int = 1
     run: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +80,11 @@ class StepPlan:
             if nbytes < ITEMSIZE or nbytes % ITEMSIZE:
                 raise ConfigError(
                     f"a size must be a multiple of {ITEMSIZE} bytes (float32), got {nbytes}"
+                )
+            if not 1 <= self.tensors <= nbytes // ITEMSIZE:
+                raise ConfigError(
+                    f"tensors must be from 1 to the {nbytes // ITEMSIZE} elements of {nbytes} "
+                    f"bytes, got {self.tensors}"
                 )
         if not self.sizes or self.rounds < 1:
             raise ConfigError(
@@ -100,12 +109,16 @@ class Stage:
     Allreduce gives and what it reduces in place.
     """
 
-    def __init__(self, worker: Worker, nbytes: int) -> None:
+    def __init__(self, worker: Worker, nbytes: int, tensors: int = 1) -> None:
         n = nbytes // ITEMSIZE
-        worker.register({"w": np.zeros(n, np.float32)})
+        cuts = range(0, n, -(-n // tensors))
+        self._parts = {f"w{i}": slice(cut, min(cut + cuts.step, n)) for i, cut in enumerate(cuts)}
+        zeros = np.zeros(n, np.float32)
+        worker.register({name: zeros[part] for name, part in self._parts.items()})
         pattern = np.random.default_rng(worker.rank).standard_normal(min(n, PATTERN), np.float32)
         self.gradient: Float32 = np.resize(pattern, n)
-        worker.grads["w"] = self.gradient
+        self._gradients = {name: self.gradient[part] for name, part in self._parts.items()}
+        worker.grads.update(self._gradients)
         self.params = np.full(n, 0, np.float32)
         self.total = np.full(n, 0, np.float32)
         # Sums of anything but 0 would grow from round to round; the time is the same.
@@ -120,8 +133,9 @@ class Stage:
         if way == IN_PLACE:
             self._worker.step()
         elif way == COPIED:
-            self._worker.step({"w": self.gradient})
-            np.copyto(self.params, self._worker.params["w"])
+            self._worker.step(self._gradients)
+            for name, part in self._parts.items():
+                self.params[part] = self._worker.params[name]
         elif way == ALLREDUCE:
             self._worker.comm.Allreduce(self.gradient, self.total)
             self.params -= self._rate * self.total
@@ -169,7 +183,7 @@ def sample(worker: Worker, stage: Stage, way: str, times: int) -> float:
 
 def measure(worker: Worker, plan: StepPlan, nbytes: int) -> list[Row]:
     """One worker's part of one size; every worker returns the same rows."""
-    stage, times = Stage(worker, nbytes), in_a_row(nbytes)
+    stage, times = Stage(worker, nbytes, plan.tensors), in_a_row(nbytes)
     samples: dict[str, list[float]] = {way: [] for way in plan.ways}
     ways = list(plan.ways)
     for i in range(plan.rounds + 1):
@@ -210,6 +224,7 @@ def bench_steps(plan: StepPlan, show: Callable[[str], None]) -> dict[str, Any] |
         "servers": roles.servers,
         "workers": roles.workers,
         "rounds": plan.rounds,
+        "tensors": plan.tensors,
         "run": {name: str(value) for name, value in plan.options.describe().items()},
         "rows": [row.record() for row in table],
     }
@@ -223,6 +238,7 @@ def opening(plan: StepPlan, roles: Roles) -> str:
     return (
         f"servers {roles.servers}, workers {roles.workers}, {mode}, codec {options.codec}, pull "
         f"codec {options.pull_codec}, {plan.rounds} rounds; the slowest worker of each"
+        + (f"; {plan.tensors} tensors" if plan.tensors > 1 else "")
     )
 
 

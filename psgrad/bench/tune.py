@@ -43,7 +43,7 @@ class TunePlan:
         """
         wanted = chunk_bytes or around(default_chunk_bytes(nbytes))
         candidates = tuple(sorted({*wanted, default_chunk_bytes(nbytes)}))
-        step = StepPlan((nbytes,), rounds, (IN_PLACE, MEMCPY), run)
+        step = StepPlan((nbytes,), rounds, (IN_PLACE, MEMCPY), run=run)
         plan = cls(step, candidates)
         for candidate in candidates:
             _ = plan.with_chunks(candidate).options
