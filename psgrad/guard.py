@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -21,8 +20,7 @@ BLOCK: Final = 64 << 10  # elements
 NON_FINITE_LIMIT: Final = 10  # steps in a row
 
 
-@dataclass(frozen=True)
-class StepVerdict:
+class StepVerdict(NamedTuple):
     """``norm`` is the L2 norm; ``scale`` what the gradient must be multiplied by before it leaves.
 
     ``culprit`` names the tensor with the first NaN or infinity; None when all is finite.

@@ -35,7 +35,8 @@ class Numbering:
             return True
         last = max(self._seen.get(peer, 0), self._taken.get(peer, 0))
         count = _count(number, last)
-        self._seen[peer] = max(last, count)
+        if count > last:
+            self._seen[peer] = count
         return count > last
 
     def take(self, peer: int, number: int) -> bool:
@@ -51,11 +52,14 @@ class Numbering:
             raise ProtocolError(
                 f"message {count} of rank {peer} came after its message {last}: one was lost"
             )
-        self._taken[peer] = max(last, count)
+        if count > last:
+            self._taken[peer] = count
         return count > last
 
 
 def _count(number: int, last: int) -> int:
     """The count with this number that is next to ``last``."""
+    if number == last + 1:  # as almost always
+        return number
     ahead = (number - last) % NUMBERS
     return last + (ahead if ahead <= NUMBERS // 2 else ahead - NUMBERS)

@@ -171,6 +171,8 @@ class Shard:
                 f"worker {worker} pushes clock {clock} of chunk {state.chunk.index}, "
                 f"expected {expected}"
             )
+        if not queue and self._accepts(state, push):
+            return self._accept(state, push) + self._advance(state)
         state.parked.setdefault(worker, deque()).append(push)
         return self._advance(state)
 
@@ -203,13 +205,17 @@ class Shard:
         return replies
 
     def _let_in(self, state: ChunkState, replies: list[Reply]) -> bool:
-        """Accepts the first parked push of each worker, where it may be; whether any was."""
+        """Accepts the first parked push of each worker, where it may be; whether any was.
+
+        A round that became complete has closed before: none of them is of a worker in it.
+        """
         moved = False
         for worker in sorted(state.parked):
             queue = state.parked[worker]
             if not self._accepts(state, queue[0]):
                 continue
             push = queue.popleft()
+            assert push.header.worker not in state.round, "a push of the round is not lost"
             if not queue:
                 del state.parked[worker]
             replies += self._accept(state, push)
@@ -217,9 +223,7 @@ class Shard:
         return moved
 
     def _accepts(self, state: ChunkState, push: Push) -> bool:
-        decision = may_accept(push.header.clock, state.clocks, self.rules.bound)
-        # A round that is complete closes before its workers' pushes of the next one come in.
-        return state.ready and decision.allowed and push.header.worker not in state.round
+        return state.ready and may_accept(push.header.clock, state.clocks, self.rules.bound).allowed
 
     def _accept(self, state: ChunkState, push: Push) -> list[Reply]:
         worker, clock = push.header.worker, push.header.clock

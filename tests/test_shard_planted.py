@@ -50,9 +50,9 @@ class WaitsForThoseWhoLeft(Shard):
         return []
 
 
-class LosesAPushOfTheRound(Shard):
+class LetsInBeforeTheRoundCloses(Shard):
     def _accepts(self, state, push):
-        decision = consistency.may_accept(push.header.clock, state.clocks, self.rules.bound)
+        decision = consistency.may_accept(push.header.clock - 1, state.clocks, self.rules.bound)
         return state.ready and decision.allowed
 
 
