@@ -2,14 +2,21 @@
 
 A step is pushed in one of two ways::
 
-    push                     judged as a whole, then chunk after chunk, the last layers first
-    ready ... ready, settle  each chunk as soon as its gradient is final; judged at the end
+    push                     judged as a whole, then chunk after chunk
+    ready ... ready, settle  chunks as soon as their gradient is final; judged at the end
+
+In the second, a window of chunks leaves early: more would only wait at the servers, and keep the
+answers waiting. What is left goes after the end, as answers make room.
+
+Whatever waits for answers goes in one order, on all workers and in both ways: the first layers first,
+as the next forward pass needs them. Two orders, and windows that are smaller than a step, could wait
+for each other.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -46,6 +53,8 @@ class Exchange:
         self._trained = {chunk.index for chunk in state.trained}
         touches = Counter(i for chunks in state.chunks_of.values() for i in chunks)
         self._parts = {i: touches[i] for i in self._trained}  # parameters in each chunk
+        self._rest: deque[Chunk] = deque()  # of the ended step: chunks that have not been sent
+        self._rest_of = (0.0, NO_RATE)  # weight and rate of that step
         self._to_come: dict[int, int] = {}  # of the open step: those that are not final yet
         self._ready: set[str] = set()  # of the open step: those that are
         self._sent: dict[int, list[int]] = {}  # of the open step: chunks, by server
@@ -68,6 +77,7 @@ class Exchange:
         payload: Buffer | None = None,
         weight: float = 0.0,
         flags: int = 0,
+        rate: float = NO_RATE,
     ) -> None:
         """One message about ``chunk``, at the present clock."""
         header = Header(
@@ -77,7 +87,7 @@ class Exchange:
             chunk=chunk.index,
             clock=self.clock,
             weight=weight,
-            rate=self.rate,
+            rate=rate,
             flags=flags,
         )
         server = self.state.owner[chunk.index]
@@ -93,25 +103,22 @@ class Exchange:
             raise ProtocolError(
                 "push() in the middle of a step: ready() was called; end the step with step()"
             )
+        self._check_answered("step()")
         if weight > 0 and not state.guard.settle(state.memory.grads):
             weight = 0.0
         self.clock += 1
         if encoder is not None and weight > 0:
             encoder.begin(self.clock, self._links.answered.rate, state.memory.grads)
         for chunk in state.trained:
-            if weight == 0:
-                self.send(kind, chunk)
-            else:
-                self._send_gradient(kind, chunk, weight)
+            self._send_gradient(kind, chunk, weight, self.rate)
         self._end(weight)
 
     def ready(self, names: Iterable[str]) -> None:
-        """The gradients ``names`` are final: sends the chunks that are complete by that.
+        """The gradients ``names`` are final: sends chunks that are complete by that, if it may.
 
         What a codec encodes goes at the end: what it keeps back depends on the whole step.
         """
-        if self._links.awaited:
-            raise ProtocolError("ready() before the last step was answered: call wait() first")
+        self._check_answered("ready()")
         if not self._ready:
             self._to_come = dict(self._parts)
         for name in names:
@@ -123,24 +130,23 @@ class Exchange:
                 if index not in self._trained:
                     continue
                 self._to_come[index] -= 1
-                if self._to_come[index] == 0 and self._encoder is None:
+                if self._to_come[index] == 0 and self._may_be_early(index):
                     self._open(self.state.chunks[index], 1.0)
         self._links.drive()
 
     def settle(self, weight: float) -> None:
-        """Ends the open step: sends the rest of its chunks, and what is to become of them all."""
-        state, encoder = self.state, self._encoder
-        if self._links.awaited:
-            raise ProtocolError("step_async() before the last step was answered: call wait() first")
+        """Ends the open step: says what is to become of it, and sends what of it has not left."""
+        state = self.state
+        self._check_answered("step_async()")
         early = {index for chunks in self._sent.values() for index in chunks}
         rest = [chunk for chunk in state.trained if chunk.index not in early]
-        if encoder is None:
-            verdict = self._open_bare(rest, weight)
-        else:
-            verdict = self._open_encoded(encoder, rest, weight)
+        if self._encoder is None and all(self._is_shared(chunk) for chunk in rest):
+            while rest:
+                self._open(rest.pop(0), weight)
+        verdict = self._judge(weight, looked_at=not rest)
         if not verdict.finite:
             weight = 0.0
-        clipped = encoder is None and verdict.finite and verdict.scale != 1.0
+        clipped = verdict.finite and verdict.scale != 1.0
         said = encode_json({"scale": verdict.scale}) if clipped else None
         self.clock += 1
         for server, chunks in sorted(self._sent.items()):
@@ -153,22 +159,33 @@ class Exchange:
                 sequence=len(chunks),
             )
             self._links.tell(server, end, said)
-            self._links.expect(server, chunks)
+            self._links.expect(chunks)
+        if self._encoder is not None and weight > 0:
+            self._encoder.begin(self.clock, self._links.answered.rate, state.memory.grads)
+        self._links.awaited.update(chunk.index for chunk in rest)
+        self._rest.extend(rest)
+        self._rest_of = weight, self.rate
         self._ready.clear()
         self._sent.clear()
         self._end(weight)
+        self._send_rest()
 
     def wait(self, names: Iterable[str] | None = None) -> None:
         """Waits until the parameters ``names`` are those of the last step; None: all of them."""
-        if names is None:
-            self._links.await_answers()
-        else:
-            self._links.await_chunks({i for name in names for i in self.state.indices_of(name)})
+        chunks = None
+        if names is not None:
+            chunks = {index for name in names for index in self.state.indices_of(name)}
+        awaited = self._links.awaited
+        while chunks is None or not awaited.isdisjoint(chunks):
+            self._send_rest()
+            if chunks is None and not self._rest and self._links.idle:
+                return
+            self._links.take()
 
     def finish(self) -> None:
         """Waits for the step that is under way, if one is."""
         if self._links.awaited:
-            self._links.await_answers()
+            self.wait()
 
     def flush_residual(self) -> None:
         """Pushes what was never sent, so that leaving loses nothing."""
@@ -190,59 +207,71 @@ class Exchange:
             self.send(Kind.PUSH, chunk, grad, self._weight, Flag.QUIET)
         self._transport.flush()
 
-    def _open_bare(self, rest: Iterable[Chunk], weight: float) -> StepVerdict:
-        """Sends what is left as it is; the servers look whether all is finite."""
+    def _check_answered(self, call: str) -> None:
+        if self._links.awaited:
+            raise ProtocolError(f"{call} before the last step was answered: call wait() first")
+
+    def _judge(self, weight: float, looked_at: bool) -> StepVerdict:
+        """The verdict of the step that ends; clips what of the gradient has not left.
+
+        ``looked_at``: servers have, or will have, looked whether all of it is finite.
+        """
         guard, grads = self.state.guard, self.state.memory.grads
-        for chunk in rest:
-            self._open(chunk, weight)
-        self._links.await_answers()
+        if self._sent:
+            self._links.await_answers()
         sound, self._links.is_sound = self._links.is_sound, True
         if weight == 0:
             return StepVerdict(0.0, 1.0)
-        if sound and not guard.clips:
+        if looked_at and sound and not guard.clips:
             guard.passed()
             return StepVerdict(math.nan, 1.0)
-        verdict = guard.judge(grads)  # for the norm, or for the culprit
+        verdict = guard.judge(grads)
         if verdict.finite:
             guard.clip(grads, verdict)  # the servers do it to what they have received
         return verdict
 
-    def _open_encoded(
-        self, encoder: PushEncoder, rest: Iterable[Chunk], weight: float
-    ) -> StepVerdict:
-        """Sends what is left, which is all, by the codec: judged before anything is kept back."""
-        guard, grads = self.state.guard, self.state.memory.grads
-        verdict = guard.judge(grads) if weight > 0 else StepVerdict(0.0, 1.0)
-        if weight > 0 and verdict.finite:
-            guard.clip(grads, verdict)
-            encoder.begin(self.clock + 1, self._links.answered.rate, grads)
-        for chunk in rest:
-            self._open(chunk, weight if verdict.finite else 0.0)
-        return verdict
+    def _may_be_early(self, index: int) -> bool:
+        """Whether a chunk may leave before its step has ended."""
+        chunk = self.state.chunks[index]
+        if self._encoder is not None:
+            return False
+        sent = self._sent.get(self.state.owner[index], ())
+        return self._is_shared(chunk) or len(sent) < self._links.window
+
+    def _is_shared(self, chunk: Chunk) -> bool:
+        """Whether the server reads the chunk's gradient where it lies."""
+        return self.state.owner[chunk.index] in self.state.memory.takes
 
     def _open(self, chunk: Chunk, weight: float) -> None:
         """Sends a chunk of a step that has not ended, at the clock that it will have."""
         self._sent.setdefault(self.state.owner[chunk.index], []).append(chunk.index)
         self.clock += 1
-        if weight == 0:
-            self.send(Kind.STEP, chunk, flags=Flag.OPEN)
-        else:
-            self._send_gradient(Kind.STEP, chunk, weight, Flag.OPEN)
+        self._send_gradient(Kind.STEP, chunk, weight, NO_RATE, Flag.OPEN)
         self.clock -= 1
 
-    def _send_gradient(self, kind: Kind, chunk: Chunk, weight: float, flags: int = 0) -> None:
-        """A chunk of the gradient: encoded, in shared memory, or as it is."""
-        state = self.state
-        grad, payload = state.grads_of(chunk), None
+    def _send_rest(self) -> None:
+        """Sends what the windows have room for."""
+        weight, rate = self._rest_of
+        while self._rest and self._links.has_room(self.state.owner[self._rest[0].index]):
+            self._send_gradient(Kind.STEP, self._rest.popleft(), weight, rate)
+
+    def _send_gradient(
+        self, kind: Kind, chunk: Chunk, weight: float, rate: float, flags: int = 0
+    ) -> None:
+        """A chunk of the gradient: encoded, in shared memory, or as it is; without weight, none."""
+        if weight == 0:
+            self.send(kind, chunk, flags=flags, rate=rate)
+            return
+        grad, payload = self.state.grads_of(chunk), None
         if self._encoder is not None:
             payload = self._encoder.encode(chunk, grad, self._links.link_rate)
         if payload is not None:
-            self.send(kind, chunk, payload, weight, flags | Flag.ENCODED)
-        elif kind is Kind.STEP and state.owner[chunk.index] in state.memory.takes:
-            self.send(kind, chunk, None, weight, flags | Flag.SHARED)
+            self.send(kind, chunk, payload, weight, flags | Flag.ENCODED, rate)
+        elif kind is Kind.STEP and self._is_shared(chunk):
+            self.send(kind, chunk, None, weight, flags | Flag.SHARED, rate)
             self._links.wire_nbytes += chunk.nbytes
         else:
-            self.send(kind, chunk, grad, weight, flags)
+            self.send(kind, chunk, grad, weight, flags, rate)
 
     def _end(self, weight: float) -> None:
         self._weight = weight or self._weight

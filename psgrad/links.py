@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,9 +64,11 @@ class ServerLinks:
         self._servers = list(roles.server_ranks)
         self._worker = roles.worker_of(transport.rank)
         self._run = run
-        self._window = window
+        self.window = window
+        """How many chunks may be unanswered at one server."""
         self._pull = pull  # what encoded parameters are to be opened with
         self._unanswered = dict.fromkeys(self._servers, 0)
+        self._expected: set[int] = set()  # chunks whose parameters come without a request
         # Memory of payloads under way that is not the parameters' own, oldest first.
         self._placed: dict[int, deque[Bytes]] = {rank: deque() for rank in self._servers}
         self._inbox: deque[tuple[Header, bytes]] = deque()
@@ -89,7 +91,7 @@ class ServerLinks:
 
     def request(self, server: int, header: Header, payload: Buffer | None = None) -> None:
         """Sends a message about a chunk, when the window has room for it."""
-        while self._unanswered[server] >= self._window:
+        while self._unanswered[server] >= self.window:
             self._take_one()
         self._unanswered[server] += 1
         if header.chunk in self._held and header.kind in (Kind.PULL, Kind.STEP):
@@ -119,20 +121,27 @@ class ServerLinks:
         self.tell_all(header, payload)
         return [self.await_control(answer) for _ in self._servers]
 
-    def expect(self, server: int, chunks: Collection[int]) -> None:
-        """The parameters of ``chunks`` will come from ``server``, without a further request."""
-        self._unanswered[server] += len(chunks)
+    def expect(self, chunks: Collection[int]) -> None:
+        """The parameters of ``chunks`` will come without a further request.
+
+        They take no room in a window: their servers have all that they need of this worker, and
+        what others send of them may have to wait for what this one has not sent.
+        """
+        self._expected.update(chunks)
         self.awaited.update(chunks)
 
     def await_answers(self) -> None:
         """Waits until nothing is unanswered."""
-        while any(self._unanswered.values()):
+        while not self.idle:
             self._take_one()
 
-    def await_chunks(self, chunks: Set[int]) -> None:
-        """Waits until the parameters of ``chunks`` have come, as far as they are expected."""
-        while not self.awaited.isdisjoint(chunks):
-            self._take_one()
+    def has_room(self, server: int) -> bool:
+        """Whether ``request`` would send at once."""
+        return self._unanswered[server] < self.window
+
+    def take(self) -> None:
+        """Waits for one message, and takes it."""
+        self._take_one()
 
     def drive(self) -> None:
         """Lets messages go on their way, and takes those that have come, without waiting."""
@@ -142,7 +151,7 @@ class ServerLinks:
     @property
     def idle(self) -> bool:
         """Whether nothing is unanswered."""
-        return not any(self._unanswered.values())
+        return not self._expected and not any(self._unanswered.values())
 
     def timed(self, pull: Callable[[], None]) -> None:
         """Runs ``pull``, which sends requests without a payload and waits for all answers.
@@ -191,7 +200,10 @@ class ServerLinks:
             self._unanswered[server] -= 1
             self.is_sound &= header.verdict is not Verdict.SKIPPED
         elif header.kind in (Kind.ACK, Kind.PARAMS):
-            self._unanswered[server] -= 1
+            if header.kind is Kind.PARAMS and header.chunk in self._expected:
+                self._expected.remove(header.chunk)
+            else:
+                self._unanswered[server] -= 1
             self._received += HEADER_NBYTES + header.nbytes
             self.answered.rate, self.answered.version = header.rate, header.version
             if header.kind is Kind.PARAMS:

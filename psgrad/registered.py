@@ -50,7 +50,7 @@ class Registered:
             layout,
             assign(chunks, servers),
             chunks,
-            tuple(reversed(mine)),
+            tuple(mine),
             memory,
             Arrays(layout.views(seen)),
             Arrays(layout.views(memory.grads)),

@@ -3,7 +3,7 @@
 ::
 
     register   worker 0's initial values go out, everyone's parameters come in
-    step       check -> (clip) -> push every chunk, the last layers first -> pull what is due
+    step       check -> (clip) -> push every chunk -> pull what is due
     leave      no more pushes: nobody waits for this worker any longer
 """
 

@@ -353,7 +353,9 @@ def test_slow_dense_ways_have_fewer_steps_and_others_do_not():
     assert (curve.steps, curve.evaluate_every) == (200, 10)
 
 
-def test_which_ways():
+def test_which_ways(monkeypatch):
+    monkeypatch.setattr(program, "TORCH", Path("/nowhere"))
+
     def chosen(*words: str) -> list[Way]:
         return program.ways_of(program.parser().parse_args(words))
 

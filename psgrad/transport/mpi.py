@@ -5,6 +5,10 @@ A payload of up to ``INLINE_NBYTES`` rides in the header's message; a larger one
 own tag and is received straight into the memory where it is used. MPI does not reorder messages
 of one sender and tag, so the k-th large payload belongs to the k-th header that announced one.
 
+To another node a payload goes in pieces that MPI sends at once. For a larger message it first asks
+the receiver, and over TCP the answer waits behind whatever goes the other way: with bulk in both
+directions, each would stand still while the other one moves.
+
 Nothing here waits inside MPI: every wait drives progress by testing, and sleeps a little longer
 the longer nothing comes, because a blocking MPI call burns a whole core.
 """
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 INLINE_NBYTES: Final = 4096
+PIECE_NBYTES: Final = 60 << 10  # of a payload to another node; 64 KiB is the limit of Open MPI
 RING: Final = 4  # posted header receives for each peer
 TAG_HEADER: Final = 1
 TAG_PAYLOAD: Final = 2
@@ -60,7 +65,7 @@ def load_mpi() -> Any:
 
 
 class _Sent:
-    """One message on its way: keeps the memory alive until MPI has read it."""
+    """MPI's part of one message, either way: keeps the memory alive until it is done."""
 
     def __init__(self, requests: list[MPI.Request], memory: tuple[Any, ...]) -> None:
         self._requests = requests
@@ -82,7 +87,7 @@ class _Link:
     buffers: list[bytearray]
     ring: list[MPI.Prequest]
     head: int = 0
-    arriving: deque[tuple[Header, MPI.Request | None]] = field(default_factory=deque)
+    arriving: deque[tuple[Header, _Sent | None]] = field(default_factory=deque)
 
 
 def sharpen_sleep() -> None:
@@ -101,6 +106,7 @@ class MpiTransport:
         self._mpi = load_mpi()
         sharpen_sleep()
         self._comm = (comm if comm is not None else self._mpi.COMM_WORLD).Dup()
+        self._near = self._ranks_of_this_node()
         self._links: list[_Link] = []
         self._sending: deque[_Sent] = deque()
         self._ready: deque[tuple[int, Header]] = deque()
@@ -163,12 +169,14 @@ class MpiTransport:
 
     def send(self, peer: int, header: Header, payload: Buffer | None = None) -> Sent:
         byte = self._mpi.BYTE
+        parts: list[tuple[Buffer, int]]
         if header.nbytes == 0 or payload is None:
             parts = [(header.encode(), TAG_HEADER)]
         elif header.nbytes <= INLINE_NBYTES:
             parts = [(header.encode() + memoryview(payload).cast("B"), TAG_HEADER)]
         else:
-            parts = [(header.encode(), TAG_HEADER), (payload, TAG_PAYLOAD)]
+            pieces = self._pieces(peer, memoryview(payload).cast("B"))
+            parts = [(header.encode(), TAG_HEADER), *((piece, TAG_PAYLOAD) for piece in pieces)]
         requests = [self._comm.Isend([data, byte], peer, tag) for data, tag in parts]
         sent = _Sent(requests, tuple(data for data, _ in parts))
         if not sent.done():
@@ -222,7 +230,7 @@ class MpiTransport:
 
     def _begin_payload(
         self, link: _Link, header: Header, buffer: bytearray, place: Place
-    ) -> MPI.Request | None:
+    ) -> _Sent | None:
         if header.nbytes == 0:
             return None
         target = memoryview(place(link.peer, header)).cast("B")
@@ -234,14 +242,32 @@ class MpiTransport:
         if header.nbytes <= INLINE_NBYTES:
             target[:] = memoryview(buffer)[HEADER_NBYTES : HEADER_NBYTES + header.nbytes]
             return None
-        request: MPI.Request = self._comm.Irecv([target, self._mpi.BYTE], link.peer, TAG_PAYLOAD)
-        return request
+        byte, peer = self._mpi.BYTE, link.peer
+        pieces = self._pieces(peer, target)
+        requests = [self._comm.Irecv([piece, byte], peer, TAG_PAYLOAD) for piece in pieces]
+        return _Sent(requests, (target,))
+
+    def _pieces(self, peer: int, payload: memoryview) -> list[memoryview]:
+        """What goes in one message each; both ends come to the same."""
+        if peer in self._near:
+            return [payload]
+        starts = range(0, payload.nbytes, PIECE_NBYTES)
+        return [payload[start : start + PIECE_NBYTES] for start in starts]
+
+    def _ranks_of_this_node(self) -> frozenset[int]:
+        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        here, everyone = node.Get_group(), self._comm.Get_group()
+        ranks = here.Translate_ranks(list(range(here.size)), everyone)
+        for group in (here, everyone):
+            group.Free()
+        node.Free()
+        return frozenset(int(rank) for rank in ranks)
 
     def _take_payloads(self) -> None:
         for link in self._links:
             while link.arriving:
                 header, request = link.arriving[0]
-                if request is not None and not request.Test():
+                if request is not None and not request.done():
                     break
                 link.arriving.popleft()
                 self._ready.append((link.peer, header))
