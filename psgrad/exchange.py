@@ -8,9 +8,9 @@ A step is pushed in one of two ways::
 In the second, a window of chunks leaves early: more would only wait at the servers, and keep the
 answers waiting. What is left goes after the end, as answers make room.
 
-Whatever waits for answers goes in one order, on all workers and in both ways: the first layers first,
-as the next forward pass needs them. Two orders, and windows that are smaller than a step, could wait
-for each other.
+Whatever waits for answers goes in one order, on all workers and in both ways: the first layers
+first, as the next forward pass needs them. Two orders, with windows that are smaller than a step,
+could wait for each other.
 """
 
 from __future__ import annotations
