@@ -5,8 +5,10 @@ A step is pushed in one of two ways::
     push                     judged as a whole, then chunk after chunk
     ready ... ready, settle  chunks as soon as their gradient is final; judged at the end
 
-In the second, a window of chunks leaves early: more would only wait at the servers, and keep the
-answers waiting. What is left goes after the end, as answers make room.
+In the second, a chunk leaves early when there is room for it in the window of its server, which
+says when it has come. So a link that keeps up with the computation has carried all at the end, and
+one that does not is not filled with what no answer can come for: the rest goes after the end, as
+answers make room.
 
 Whatever waits for answers goes in one order, on all workers and in both ways: the first layers
 first, as the next forward pass needs them. Two orders, with windows that are smaller than a step,
@@ -57,6 +59,7 @@ class Exchange:
         self._rest_of = (0.0, NO_RATE)  # weight and rate of that step
         self._to_come: dict[int, int] = {}  # of the open step: those that are not final yet
         self._ready: set[str] = set()  # of the open step: those that are
+        self._final: deque[Chunk] = deque()  # of the open step: chunks that may leave
         self._sent: dict[int, list[int]] = {}  # of the open step: chunks, by server
         self._weight = 1.0  # of the last push that was not empty
 
@@ -130,9 +133,11 @@ class Exchange:
                 if index not in self._trained:
                     continue
                 self._to_come[index] -= 1
-                if self._to_come[index] == 0 and self._may_be_early(index):
-                    self._open(self.state.chunks[index], 1.0)
+                if self._to_come[index] == 0 and self._encoder is None:
+                    self._final.append(self.state.chunks[index])
         self._links.drive()
+        while self._final and self._links.has_room(self.state.owner[self._final[0].index]):
+            self._open(self._final.popleft(), 1.0)
 
     def settle(self, weight: float) -> None:
         """Ends the open step: says what is to become of it, and sends what of it has not left."""
@@ -166,6 +171,7 @@ class Exchange:
         self._rest.extend(rest)
         self._rest_of = weight, self.rate
         self._ready.clear()
+        self._final.clear()
         self._sent.clear()
         self._end(weight)
         self._send_rest()
@@ -229,14 +235,6 @@ class Exchange:
         if verdict.finite:
             guard.clip(grads, verdict)  # the servers do it to what they have received
         return verdict
-
-    def _may_be_early(self, index: int) -> bool:
-        """Whether a chunk may leave before its step has ended."""
-        chunk = self.state.chunks[index]
-        if self._encoder is not None:
-            return False
-        sent = self._sent.get(self.state.owner[index], ())
-        return self._is_shared(chunk) or len(sent) < self._links.window
 
     def _is_shared(self, chunk: Chunk) -> bool:
         """Whether the server reads the chunk's gradient where it lies."""
