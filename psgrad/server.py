@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,9 @@ from psgrad.chunk_state import Counters, Reply, Rules
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.guard import is_finite
+from psgrad.intake import CHUNK_KINDS, Intake
 from psgrad.layout import Float32, Layout, assign, balance
 from psgrad.messages import (
-    CONTROL_LIMIT,
     HEADER_NBYTES,
     Flag,
     Header,
@@ -37,9 +36,6 @@ from psgrad.shard import Shard
 from psgrad.sharing import ServerSharing
 from psgrad.transport import Buffer, Sent, Transport
 from psgrad.transport.shared import SharingError
-
-PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
-CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
 
 
 @dataclass
@@ -70,7 +66,6 @@ class Server:
         self._sink = sink
         self._compression = options.compression
         self._numbering = Numbering()
-        self._repeated = 0  # messages that came once more
         self._running = set(range(roles.workers))
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
         self._registrations: dict[int, dict[str, Any]] = {}  # of workers that wait for an answer
@@ -81,9 +76,8 @@ class Server:
         self._balance = 1.0
         self._notice = ""  # of the registration, for people
         self._traffic = Traffic()
-        # Payloads that have a place and are not delivered yet, oldest first, by rank.
-        self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
         self._gradients = GradientPool()
+        self._intake = Intake(roles, run, self._compression.push, self._gradients, self._numbering)
         self._sharing = ServerSharing(options, roles, transport.rank)
         self._open = OpenSteps()
         self._layout: Layout | None = None
@@ -95,13 +89,11 @@ class Server:
         """Answers until the main of every worker has returned."""
         self._transport.connect(list(self._roles.worker_ranks))
         while self._running:
-            message = self._transport.receive(self._place)
+            message = self._transport.receive(self._intake.place)
             assert message is not None, "receive without a timeout returns a message"
             peer, header = message
-            self._check_sender(peer, header)
-            payload = self._placed[peer].popleft() if header.nbytes else None
-            if not self._numbering.take(peer, header.number):
-                self._repeated += 1
+            new, payload = self._intake.take(peer, header)
+            if not new:
                 continue
             if self._recorder is not None:
                 self._recorder.took(peer, header)
@@ -113,54 +105,6 @@ class Server:
             raise ProtocolError(f"the run ended with open steps of workers {self._open.workers}")
         if self._gradients.lent:
             raise ProtocolError(f"the run ended with {self._gradients.lent} buffers still in use")
-
-    def _place(self, peer: int, header: Header) -> Buffer:
-        """Memory for a payload, after a look at every field that it depends on."""
-        self._check_sender(peer, header)
-        encoded = header.flags & Flag.ENCODED
-        if encoded and (header.kind not in PUSH_KINDS or self._compression.push is None):
-            raise ProtocolError(f"rank {peer} sends {header.kind.name} with an encoded payload")
-        if header.kind in CHUNK_KINDS:
-            new = self._numbering.is_new(peer, header.number)
-            # What comes once more is received, because it is on its way, and not looked at.
-            memory: Buffer = self._chunk_memory(peer, header, new)
-        elif header.nbytes <= CONTROL_LIMIT:
-            memory = bytearray(header.nbytes)
-        else:
-            raise ProtocolError(f"rank {peer} announces a control message of {header.nbytes} bytes")
-        self._placed[peer].append(memory)
-        return memory
-
-    def _check_sender(self, peer: int, header: Header) -> None:
-        if header.run != self._run:
-            raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
-        worker = self._roles.worker_of(peer)
-        if header.worker != worker:
-            raise ProtocolError(f"rank {peer} sends as worker {header.worker}, it is {worker}")
-
-    def _chunk_memory(self, peer: int, header: Header, new: bool) -> Buffer:
-        if self._shard is None or header.chunk not in self._shard.chunks:
-            raise ProtocolError(f"rank {peer} pushes chunk {header.chunk}, which is not here")
-        if header.layout != self._digest:
-            raise ProtocolError(f"rank {peer} pushes with another layout")
-        chunk = self._shard.chunks[header.chunk].chunk
-        codec = self._compression.push
-        if header.flags & Flag.ENCODED and header.kind is not Kind.INIT and codec is not None:
-            limit = codec.nbytes_max(chunk.size)
-            if header.nbytes > limit:
-                raise ProtocolError(
-                    f"rank {peer} pushes {header.nbytes} bytes of {codec.name} to chunk "
-                    f"{chunk.index}, the limit is {limit}"
-                )
-            if not new:
-                return bytearray(header.nbytes)
-            return self._gradients.payload(chunk.size, codec, header.nbytes)
-        if header.nbytes != chunk.nbytes:
-            raise ProtocolError(
-                f"rank {peer} pushes {header.nbytes} bytes to chunk {chunk.index} "
-                f"of {chunk.nbytes} bytes"
-            )
-        return self._gradients.bare(chunk.size) if new else bytearray(header.nbytes)
 
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
@@ -309,6 +253,7 @@ class Server:
         )
         # A worker that was done before it registered never pushes: nobody waits for it.
         self._shard = self._kind_of_shard(layout, mine, workers, rules)
+        self._intake.open(self._shard.chunks, self._digest)
         self._layout = layout
         if trouble := self._sharing.open(layout):
             self._sink.log(f"parameters go by message: {trouble}")
@@ -394,5 +339,5 @@ class Server:
             **asdict(counters),
             **asdict(self._traffic),
             "balance": self._balance,
-            "repeated": self._repeated,
+            "repeated": self._intake.repeated,
         }

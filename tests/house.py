@@ -39,7 +39,7 @@ HOUSE = (
     Row(3, "links pools sharing"),
     Row(3, "chunk_state registered registration"),
     Row(3, "params_encoder push_encoder shard"),
-    Row(3, "exchange invariants open_steps"),
+    Row(3, "exchange intake invariants open_steps"),
     Row(3, "joining"),
     Row(4, "server worker"),
     Row(4, "local"),

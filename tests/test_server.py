@@ -214,14 +214,14 @@ def test_gradient_memory_is_used_again():
     desk = Desk()
     desk.register(0)
     placed = []
-    place = desk.server._place
+    place = desk.server._intake.place
 
     def spy(peer, header):
         memory = place(peer, header)
         placed.append(memory)
         return memory
 
-    desk.server._place = spy
+    desk.server._intake.place = spy
     for clock in (1, 2, 3):
         desk.tell(0, Kind.STEP, full(1.0), clock=clock, weight=1.0)
     desk.serve()

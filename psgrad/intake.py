@@ -1,0 +1,102 @@
+"""What comes to a server: each header is looked at before there is memory for its payload."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+from psgrad.chunk_state import ChunkState
+from psgrad.codecs import Codec
+from psgrad.errors import ProtocolError
+from psgrad.messages import CONTROL_LIMIT, Flag, Header, Kind
+from psgrad.numbering import Numbering
+from psgrad.pools import GradientPool
+from psgrad.roles import Roles
+from psgrad.transport import Buffer
+
+PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
+CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
+
+
+class Intake:
+    """Where payloads are received, and which messages are new. ``push`` is the codec of pushes."""
+
+    def __init__(
+        self,
+        roles: Roles,
+        run: int,
+        push: Codec | None,
+        gradients: GradientPool,
+        numbering: Numbering,
+    ) -> None:
+        self.repeated = 0
+        """How many messages came once more."""
+        self._roles = roles
+        self._run = run
+        self._push = push
+        self._gradients = gradients
+        self._numbering = numbering
+        self._chunks: Mapping[int, ChunkState] = {}
+        self._digest = 0
+        # Payloads that have a place and are not delivered yet, oldest first, by rank.
+        self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
+
+    def open(self, chunks: Mapping[int, ChunkState], digest: int) -> None:
+        """From now on ``chunks`` of the layout with this digest may come."""
+        self._chunks, self._digest = chunks, digest
+
+    def take(self, peer: int, header: Header) -> tuple[bool, Any]:
+        """A whole message has come: whether it is new, and its payload, if it has one."""
+        self._check_sender(peer, header)
+        payload = self._placed[peer].popleft() if header.nbytes else None
+        new = self._numbering.take(peer, header.number)
+        self.repeated += not new
+        return new, payload
+
+    def place(self, peer: int, header: Header) -> Buffer:
+        """Memory for a payload, after a look at every field that it depends on."""
+        self._check_sender(peer, header)
+        encoded = header.flags & Flag.ENCODED
+        if encoded and (header.kind not in PUSH_KINDS or self._push is None):
+            raise ProtocolError(f"rank {peer} sends {header.kind.name} with an encoded payload")
+        if header.kind in CHUNK_KINDS:
+            new = self._numbering.is_new(peer, header.number)
+            # What comes once more is received, because it is on its way, and not looked at.
+            memory: Buffer = self._chunk_memory(peer, header, new)
+        elif header.nbytes <= CONTROL_LIMIT:
+            memory = bytearray(header.nbytes)
+        else:
+            raise ProtocolError(f"rank {peer} announces a control message of {header.nbytes} bytes")
+        self._placed[peer].append(memory)
+        return memory
+
+    def _check_sender(self, peer: int, header: Header) -> None:
+        if header.run != self._run:
+            raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
+        worker = self._roles.worker_of(peer)
+        if header.worker != worker:
+            raise ProtocolError(f"rank {peer} sends as worker {header.worker}, it is {worker}")
+
+    def _chunk_memory(self, peer: int, header: Header, new: bool) -> Buffer:
+        if header.chunk not in self._chunks:
+            raise ProtocolError(f"rank {peer} pushes chunk {header.chunk}, which is not here")
+        if header.layout != self._digest:
+            raise ProtocolError(f"rank {peer} pushes with another layout")
+        chunk, codec = self._chunks[header.chunk].chunk, self._push
+        if header.flags & Flag.ENCODED and header.kind is not Kind.INIT and codec is not None:
+            limit = codec.nbytes_max(chunk.size)
+            if header.nbytes > limit:
+                raise ProtocolError(
+                    f"rank {peer} pushes {header.nbytes} bytes of {codec.name} to chunk "
+                    f"{chunk.index}, the limit is {limit}"
+                )
+            if not new:
+                return bytearray(header.nbytes)
+            return self._gradients.payload(chunk.size, codec, header.nbytes)
+        if header.nbytes != chunk.nbytes:
+            raise ProtocolError(
+                f"rank {peer} pushes {header.nbytes} bytes to chunk {chunk.index} "
+                f"of {chunk.nbytes} bytes"
+            )
+        return self._gradients.bare(chunk.size) if new else bytearray(header.nbytes)
