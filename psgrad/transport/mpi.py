@@ -38,7 +38,7 @@ TAG_HEADER: Final = 1
 TAG_PAYLOAD: Final = 2
 
 SPIN_S: Final = 200e-6  # poll this long before the first sleep
-SLEEP_SHARE: Final = 0.03  # sleep this share of the time waited: it bounds the added latency
+SLEEP_SHARE: Final = 0.05  # sleep this share of the time waited: it bounds the added latency
 LONGEST_SLEEP_S: Final = 1e-3
 PR_SET_TIMERSLACK: Final = 29
 SLACK_NS: Final = 1000
