@@ -122,6 +122,7 @@ def test_every_option_names_a_key(option):
         ("--seed", "9", "seed", 9),
         ("--device", "cpu", "device", "cpu"),
         ("--chunk-bytes", "65536", "chunk_bytes", 65536),
+        ("--overlap", "on", "overlap", "on"),
         ("--shared-memory", "off", "shared_memory", "off"),
         ("--run-dir", "2026", "run_dir", "2026"),
         ("--pace", "constant:seconds=1", "pace", "constant:seconds=1"),

@@ -589,6 +589,11 @@ def test_a_device_with_memory_of_its_own(capsys, tmp_path, monkeypatch, more):
         (["--set", "outer.learning_rate=0.5"], "outer is for local updates, got outer sgd with lo"),
         (["--set", "outer=adam"], "unknown outer 'adam'. Known: momentum, nesterov, sgd"),
         (["--set", "outer.momentum=0.5"], "outer.momentum: unknown option of outer 'sgd' 'moment"),
+        (
+            ["--overlap", "on", "--local-steps", "2"],
+            "overlap hides the push of each step, local up",
+        ),
+        (["--overlap", "on", "--elastic", "0.3"], "overlap hides the push of each step, local upd"),
         (["--set", "outer.learning_rate=-1"], "OuterSGD: learning_rate must be at least 0 and fi"),
     ],
 )

@@ -33,6 +33,25 @@ def simulated(capsys, folder, text, *more):
     return json.loads(out.splitlines()[-1]), err
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--accumulate", 2, "--clip-norm", 0.5),
+        ("--inject", "nan:rank=2,step=3"),
+        ("--codec", "topk:0.05", "--pull-codec", "int8"),
+    ],
+    ids=["plain", "accumulated and clipped", "not finite", "codecs"],
+)
+def test_overlap_gives_the_same_parameters_layer_by_layer(capsys, tmp_path, more):
+    ranks, options = "workers=3,servers=2,jitter=2", ("--mode", "sync", *more)
+    whole, _ = simulated(capsys, tmp_path / "whole", ranks, *options)
+    parts, _ = simulated(capsys, tmp_path / "parts", ranks, *options, "--overlap", "on")
+    assert parts["params_sha256"] == whole["params_sha256"]
+    assert parts["steps"] == whole["steps"]
+    assert parts["skipped_steps"] == whole["skipped_steps"] == (1 if "--inject" in more else 0)
+
+
 def test_sync_gives_the_parameters_of_a_real_run(mpi, tmp_path):
     """Bit for bit: other ranks, other clocks, other links, the same arithmetic."""
     real, _ = train(mpi, tmp_path / "real", "--mode", "sync", *SMALL, ranks=4)
