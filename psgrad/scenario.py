@@ -213,7 +213,7 @@ class _Draw:
 
 def describe(scenario: Scenario) -> str:
     """All fields in one line."""
-    values = (f"{f.name}={_text(getattr(scenario, f.name))}" for f in fields(Scenario))
+    values = (f"{f.name}={_text(f.name, getattr(scenario, f.name))}" for f in fields(Scenario))
     return " ".join(values)
 
 
@@ -221,7 +221,7 @@ def command(scenario: Scenario) -> str:
     """The command that runs the scenario again."""
     origin = Scenario.of(scenario.seed)
     changes = [
-        f" --set {field.name}={_text(getattr(scenario, field.name))}"
+        f" --set {field.name}={_text(field.name, getattr(scenario, field.name))}"
         for field in fields(Scenario)
         if getattr(scenario, field.name) != getattr(origin, field.name)
     ]
@@ -242,20 +242,22 @@ def change(scenario: Scenario, setting: str) -> Scenario:
     try:
         value: Any = _value(name, text, known[name])
     except ValueError:
-        raise ConfigError(f"{name} cannot be {text!r}; now it is {_text(known[name])}") from None
+        raise ConfigError(
+            f"{name} cannot be {text!r}; now it is {_text(name, known[name])}"
+        ) from None
     return replace(scenario, **{name: value})
 
 
-def _text(value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     if value is None:
-        return "none"
+        return "async" if name == "bound" else "none"
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _value(name: str, text: str, now: Any) -> Any:
     if name in ("bound", "clip_norm"):
-        kind = int if name == "bound" else float
-        return None if text in ("none", "async") else kind(text)
+        kind, without = (int, "async") if name == "bound" else (float, "none")
+        return None if text == without else kind(text)
     if isinstance(now, bool):
         return _flag(text)
     if isinstance(now, tuple):

@@ -32,6 +32,7 @@ from psgrad.transport.shared import IN_ORDER, Segment, SharingError, privatise
 
 ITEM: Final = 4  # bytes of a float32
 TRIES: Final = 3  # copies that may meet an update, before a message is asked for
+LOOKS: Final = 500  # at a stamp, for the end of an update: some 50 us
 
 Stamps: TypeAlias = NDArray[np.int64]
 
@@ -75,11 +76,21 @@ class WorkerMemory:
             np.copyto(self.params[here], self.source[here])
             return True
         for _ in range(TRIES):
-            before = self.stamps[chunk.index]
+            before = _look(self.stamps, chunk.index)
             np.copyto(self.params[here], self.source[here])
             if before % 2 == 0 and self.stamps[chunk.index] == before:
                 return True
         return False
+
+
+def _look(stamps: Stamps, chunk: int) -> int:
+    """The stamp of a chunk, when the update that is under way is over, if that is soon."""
+    stamp = 1
+    for _ in range(LOOKS):
+        stamp = int(stamps[chunk])
+        if stamp % 2 == 0:
+            break
+    return stamp
 
 
 @dataclass(frozen=True)

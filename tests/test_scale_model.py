@@ -54,8 +54,8 @@ def test_chunks_are_those_of_a_session(chunk_bytes):
     chunks = Layout.of({"p": np.zeros(5000, np.float32)}).chunks(chunk_bytes)
     assert case.chunks() == chunks
     grid = Grid.of(case)
-    assert grid.size.tolist() == [chunk.size for chunk in reversed(chunks)]
-    assert grid.owner.tolist() == list(reversed(assign(chunks, 3)))
+    assert grid.size.tolist() == [chunk.size for chunk in chunks]
+    assert grid.owner.tolist() == list(assign(chunks, 3))
     assert grid.push.tolist() == [104 + size for size in grid.size]
     assert grid.pull.tolist() == [104 + size / 2 for size in grid.size]
 

@@ -96,7 +96,7 @@ def test_the_seeds_reach_everything():
         "hosts": (0, 1, 2), "feedback": ("auto", "none", "dgc", "ef21", "ef"),
     }.items():  # fmt: skip
         counts = {choice: sum(getattr(s, name) == choice for s in drawn) for choice in choices}
-        assert min(counts.values()) >= 60, (name, counts)
+        assert min(counts.values()) >= 50, (name, counts)
     compared = [run(s).compared for s in drawn[:60]]
     assert {what for done in compared for what in done} == {"workers", "twin", "mass"}
 

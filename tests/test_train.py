@@ -50,7 +50,8 @@ def test_every_mode_learns(mpi, tmp_path, mode, servers):
     # 50,826 float32 each way for each step, and headers; pulls also bring the first parameters.
     pushed = 4 * 50_826 * summary["steps"]
     assert pushed < summary["bytes_pushed"] < 1.01 * pushed
-    assert pushed < summary["bytes_pulled"] < 1.02 * pushed
+    # Where workers copy parameters out, what meets an update each time comes once more by message.
+    assert pushed < summary["bytes_pulled"] < (1.02 if mode == "sync" else 1.5) * pushed
 
 
 def test_a_straggler_does_not_break_the_bound(mpi, tmp_path):

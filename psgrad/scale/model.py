@@ -134,8 +134,8 @@ class Grid:
     def of(cls, case: Case) -> Grid:
         """The grid of a case."""
         chunks = case.chunks()
-        size = np.array([chunk.size for chunk in chunks][::-1])
-        owner = np.array(assign(chunks, case.servers)[::-1], dtype=np.intp)
+        size = np.array([chunk.size for chunk in chunks])
+        owner = np.array(assign(chunks, case.servers), dtype=np.intp)
         back = np.full(size.size, -1, dtype=np.intp)
         for server in range(case.servers):
             mine = np.flatnonzero(owner == server)
