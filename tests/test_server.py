@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scripted_transport import NothingComesError, Scripted
 
-from psgrad import server as server_module
+from psgrad import intake
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.layout import Layout
 from psgrad.messages import HEADER_NBYTES, Header, Kind, Verdict, encode_json
@@ -367,7 +367,7 @@ def test_chunks_before_there_are_any(kind):
 
 
 def test_a_control_message_that_is_too_large(monkeypatch):
-    monkeypatch.setattr(server_module, "CONTROL_LIMIT", 3)
+    monkeypatch.setattr(intake, "CONTROL_LIMIT", 3)
     desk = Desk()
     desk.tell(0, Kind.MEET, b"abcd")
     with pytest.raises(ProtocolError, match="rank 1 announces a control message of 4 bytes"):

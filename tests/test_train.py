@@ -173,7 +173,8 @@ def test_compressed_training(mpi, tmp_path, codec, pull_codec, smaller, mode):
     assert summary["test_accuracy"] >= 0.94
     dense = 4 * 200_650 * summary["steps"]
     assert summary["bytes_pushed"] * smaller < dense
-    pulled = {"none": 1.02, "int8": 1 / 3.5, "topk:0.02": 1 / 20}
+    # Copies out of shared memory that meet an update each time come once more by message.
+    pulled = {"none": 1.02 if mode == "sync" else 1.5, "int8": 1 / 3.5, "topk:0.02": 1 / 20}
     assert summary["bytes_pulled"] < pulled[pull_codec] * dense
     copies = "one copy" if mode == "sync" else "a copy for each worker"
     said = f"pull codec topk keeps {copies} of the parameters as the workers have them: up to"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from network import lan as network
-from network.lan import Lan, LanError
+from network.lan import ENTER, Lan, LanError
 from network.task import Task
 from network.ways import Tools, Way, commands, place
 
@@ -27,6 +28,7 @@ def run(way: Way, lan: Lan, task: Task, tools: Tools, folder: Path, limit_s: flo
     """
     folder.mkdir(parents=True)
     file, log = folder / "place.json", folder / "log.txt"
+    shutil.copy(ENTER, folder)
     file.write_text(json.dumps(place(way, lan, task)), encoding="utf-8")
     environment = {**tools.environment(os.environ), "TMPDIR": str(folder)}
     started: list[subprocess.Popen[bytes]] = []

@@ -120,7 +120,10 @@ def place(way: Way, lan: Lan, task: Task) -> dict[str, Any]:
 
 
 def commands(way: Way, lan: Lan, task: Task, tools: Tools, file: Path) -> list[list[str]]:
-    """What starts the ranks of a job, whose ``place`` is in ``file``."""
+    """What starts the ranks of a job, whose ``place`` is in ``file``, and ``ENTER`` beside it.
+
+    Open MPI takes a space in the path of its agent for the end of it.
+    """
     if way.ddp:
         if tools.torch is None:
             raise LanError(f"{way.name} needs a Python with torch and NumPy; give --torch-python")
@@ -131,7 +134,7 @@ def commands(way: Way, lan: Lan, task: Task, tools: Tools, file: Path) -> list[l
     slots = ",".join(f"{lan.host(host)}:{hosts.count(host)}" for host in dict.fromkeys(hosts))
     launcher: Sequence[str] = [
         str(tools.mpiexec), "--allow-run-as-root", "--bind-to", "none", "--map-by", "node",
-        "--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", str(ENTER),
+        "--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", str(file.with_name(ENTER.name)),
         "--prtemca", "prte_if_include", NETWORK, "--host", slots, "-n", str(len(hosts)),
     ]  # fmt: skip
     return [lan.at_switch([*launcher, str(tools.python), str(HERE / "train_psgrad.py"), str(file)])]
