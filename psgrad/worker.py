@@ -167,7 +167,8 @@ class Worker:
         """``step`` without waiting: ``wait`` says when parameters are fresh.
 
         Until then parameters may change at any time, and ``grads`` must not be written. One step
-        may be under way. Servers keep its gradients, in memory of their own where these travel.
+        may be under way. A part of it may leave only while psgrad is called: ``wait`` before you
+        wait for other workers in another way.
         """
         self._begin(grads, weight).settle(weight)
 
@@ -245,6 +246,8 @@ class Worker:
         """
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")
+        if self._exchange is not None:
+            self._exchange.finish()  # others may wait for what of it has not been sent
         self._rendezvous += 1
         part = {"values": {k: float(v) for k, v in values.items()}, "weight": float(weight)}
         self._links.tell(0, Header(Kind.MEET, sequence=self._rendezvous), encode_json(part))

@@ -191,6 +191,22 @@ def test_other_calls_wait_for_the_step_that_is_under_way():
     assert values == (np.float32(-0.1), np.float32(-0.2))
 
 
+@pytest.mark.parametrize("window", [1, 8])
+def test_who_waits_for_others_first_sends_what_they_wait_for(window):
+    def body(worker):
+        params = worker.register(zeros())
+        fill(worker)
+        if worker.rank == 0:
+            worker.step_async()
+        else:
+            worker.step()
+        worker.barrier()
+        return params["last"][0]
+
+    values, _ = play(body, workers=2, window=window)
+    assert values == [np.float32(-0.1)] * 2
+
+
 def twice(worker):
     worker.ready("last")
     worker.ready("last")
