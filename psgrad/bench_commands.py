@@ -55,7 +55,7 @@ def codec(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     parser.add_argument("--repeats", type=count, default="5", help="of which the median is taken")
     _output(parser, "draw error against bits")
     arguments = parser.parse_args(argv)
-    _look_for_matplotlib(arguments)
+    _check_plot(arguments)
     from psgrad.bench import codec as measure
 
     specs = arguments.codec or measure.SPECS
@@ -227,13 +227,13 @@ def _on_ranks(
     if "--as-launched" not in argv and not any(name in environ for name in RANKED):
         arguments = parser.parse_args(argv)
         # Every rank would find the same mistake; here it costs no MPI job.
-        _look_for_matplotlib(arguments)
+        _check_plot(arguments)
         plan(arguments).roles(arguments.np or parser.get_default("ranks"))
         return _launch(what, arguments, parser, argv, environ)
 
     def checked() -> tuple[P, argparse.Namespace]:
         arguments = parser.parse_args(argv)
-        _look_for_matplotlib(arguments)
+        _check_plot(arguments)
         if arguments.np not in (None, session.size):
             raise ConfigError(
                 f"--np {arguments.np}, but this job has {session.size} ranks; leave --np out"
@@ -295,12 +295,12 @@ def _json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="the figures on the last line")
 
 
-def _look_for_matplotlib(arguments: argparse.Namespace) -> None:
+def _check_plot(arguments: argparse.Namespace) -> None:
     """Before anything is measured that could then not be drawn."""
     if getattr(arguments, "plot", None):
-        from psgrad.bench.plots import pyplot
+        from psgrad.bench.plots import check
 
-        pyplot()
+        check(arguments.plot)
 
 
 def _show(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from psgrad.errors import ConfigError
@@ -19,3 +20,11 @@ def pyplot() -> Any:
     from matplotlib import pyplot as module
 
     return module
+
+
+def check(path: str) -> None:
+    """Before anything is measured: raises ``ConfigError`` where ``path`` cannot get a picture."""
+    pyplot()
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise ConfigError(f"--plot {path}: there is no folder {folder}; make it first")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from psgrad import pace
-from psgrad.bench.plots import pyplot
+from psgrad.bench.plots import check
 from psgrad.codecs import Compression
 from psgrad.errors import ConfigError
 from psgrad.layout import SMALLEST_CHUNK_BYTES
@@ -118,8 +118,8 @@ def simulate(options: Options, environ: Mapping[str, str]) -> None:
     Raises ``ConfigError`` for a picture without matplotlib, ``LaunchError`` where ranks cannot be
     started.
     """
-    if options.plot or options.plot_bounds:
-        pyplot()  # before anything takes time
+    for path in filter(None, (options.plot, options.plot_bounds)):
+        check(path)
     specs = [spec for pair in options.codecs for spec in pair]
     machine, predictions = TYPICAL, list[Prediction]()
     if options.calibrate:
