@@ -401,6 +401,11 @@ def test_last_words_leave_out_what_is_always_said():
     assert jobs.last_words("setpgid\n") == "none"
 
 
+def test_a_launcher_that_cannot_start_other_hosts():
+    with pytest.raises(LanError, match="a path without spaces only, this one is at /a b/mpiexec"):
+        Tools(Path("/a b/mpiexec"))
+
+
 # For real
 
 
@@ -410,6 +415,7 @@ def real_mpiexec() -> Path:
         mpiexec = launch.find_mpiexec(launch.Launch(1, ("python",)), os.environ)
         if launch.identify(mpiexec, os.environ) != "openmpi":
             pytest.skip(f"{mpiexec} is not Open MPI's")
+        Tools(mpiexec)
     except (LanError, LaunchError) as error:
         pytest.skip(str(error))
     return mpiexec

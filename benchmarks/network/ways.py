@@ -94,6 +94,13 @@ class Tools:
     python: Path = Path(sys.executable)
     mca: tuple[tuple[str, str], ...] = ()  # settings of Open MPI
 
+    def __post_init__(self) -> None:
+        if " " in str(self.mpiexec):
+            raise LanError(
+                f"Open MPI starts other hosts from a path without spaces only, this one is at "
+                f"{self.mpiexec}; make the environment in another folder"
+            )
+
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """For every rank, whoever starts it."""
         settings = {"pml": "ob1", "btl": "self,sm,tcp", "btl_tcp_if_include": NETWORK,
