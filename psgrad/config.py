@@ -326,6 +326,11 @@ def _check_overlap(config: Config) -> None:
             "overlap hides the push of each step, local updates push none: use overlap off, or "
             "local_steps 1 and elastic 0"
         )
+    if config.overlap == "on" and config.record:
+        raise ConfigError(
+            "overlap sends what the moment has room for, which a replay cannot repeat: use overlap "
+            "off to record"
+        )
 
 
 def _known(tables: Tables, dataset: type) -> list[str]:

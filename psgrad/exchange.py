@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from psgrad.errors import ProtocolError
+from psgrad.errors import NonFiniteError, ProtocolError
 from psgrad.guard import StepVerdict
 from psgrad.layout import Chunk
 from psgrad.links import ServerLinks
@@ -102,11 +102,6 @@ class Exchange:
     def push(self, kind: Kind, weight: float) -> None:
         """Pushes the gradient as one step; of weight 0 where it is not finite."""
         state, encoder = self.state, self._encoder
-        if self.is_open:
-            raise ProtocolError(
-                "push() in the middle of a step: ready() was called; end the step with step()"
-            )
-        self._check_answered("step()")
         if weight > 0 and not state.guard.settle(state.memory.grads):
             weight = 0.0
         self.clock += 1
@@ -124,10 +119,10 @@ class Exchange:
         self._check_answered("ready()")
         if not self._ready:
             self._to_come = dict(self._parts)
-        for name in names:
-            chunks = self.state.indices_of(name)
-            if name in self._ready:
-                raise ProtocolError(f"ready() was called twice in a step for {name!r}")
+        found = {name: self.state.indices_of(name) for name in names}
+        for name in found.keys() & self._ready:
+            raise ProtocolError(f"ready() was called twice in a step for {name!r}")
+        for name, chunks in found.items():
             self._ready.add(name)
             for index in chunks:
                 if index not in self._trained:
@@ -148,7 +143,11 @@ class Exchange:
         if self._encoder is None and all(self._is_shared(chunk) for chunk in rest):
             while rest:
                 self._open(rest.pop(0), weight)
-        verdict = self._judge(weight, looked_at=not rest)
+        failure = None
+        try:
+            verdict = self._judge(weight, looked_at=not rest)
+        except NonFiniteError as error:  # the step ends all the same: a part of it has left
+            verdict, failure = StepVerdict(math.nan, 0.0, culprit=""), error
         if not verdict.finite:
             weight = 0.0
         clipped = verdict.finite and verdict.scale != 1.0
@@ -175,6 +174,8 @@ class Exchange:
         self._sent.clear()
         self._end(weight)
         self._send_rest()
+        if failure is not None:
+            raise failure
 
     def wait(self, names: Iterable[str] | None = None) -> None:
         """Waits until the parameters ``names`` are those of the last step; None: all of them."""
@@ -212,6 +213,14 @@ class Exchange:
             residual.fill(0.0)
             self.send(Kind.PUSH, chunk, grad, self._weight, Flag.QUIET)
         self._transport.flush()
+
+    def check_whole(self, call: str) -> None:
+        """Raises ``ProtocolError`` where ``call`` would come in the middle of a step."""
+        if self.is_open:
+            raise ProtocolError(
+                f"{call} in the middle of a step: ready() was called; end the step with step()"
+            )
+        self._check_answered(call)
 
     def _check_answered(self, call: str) -> None:
         if self._links.awaited:

@@ -1,4 +1,4 @@
-"""The verdict of a step, settled before its first chunk leaves: finite? how large? clipped?
+"""The verdict of a step, settled before any of it is applied: finite? how large? clipped?
 
 Global-norm clipping follows Pascanu et al., ICML 2013: the gradient is scaled by
 min(1, limit / norm), with the L2 norm over all parameters that the worker trains. It is the norm

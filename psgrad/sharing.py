@@ -4,7 +4,7 @@ Where worker and server are on one node, gradients and parameters need not trave
 reads the gradient where the worker has computed it, and in sync mode the worker reads parameters
 where the server has updated them; messages are headers alone. That is safe because
 
-- a gradient is used until its step is answered, and ``step`` returns only then;
+- a gradient is used until its step is answered, and ``step``, or ``wait``, returns only then;
 - no chunk of a worker's parameters can change before its next push, in sync mode.
 
 In the other modes a worker copies parameters out, while updates go on. A stamp for each chunk, odd

@@ -151,6 +151,7 @@ class Worker:
         if exchange.is_open:
             exchange.settle(weight)
         else:
+            exchange.check_whole("step()")
             exchange.push(Kind.STEP, weight)
         exchange.wait()
 
@@ -161,6 +162,7 @@ class Worker:
         computes; ``step_async`` or ``step`` ends the step. No update is made of any of them before.
         Until then, and until ``wait``, they must not be written again.
         """
+        self._check_here()
         self._live().ready((names,) if isinstance(names, str) else names)
 
     def step_async(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
@@ -182,6 +184,7 @@ class Worker:
     def push(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient like ``step`` but returns as soon as ``grads`` may be written again."""
         exchange = self._begin(grads, weight)
+        exchange.check_whole("push()")
         exchange.state.memory.detach()  # others may close this round and change parameters
         exchange.push(Kind.PUSH, weight)
         self._transport.flush()
@@ -202,6 +205,7 @@ class Worker:
             exchange.wait()
 
         exchange.finish()
+        exchange.check_whole("pull()")  # early chunks have said what this worker holds
         if self._links.idle:
             self._links.timed(fetch)
         else:
@@ -277,11 +281,14 @@ class Worker:
             raise LayoutError("call worker.register(arrays) first: there are no parameters yet")
         return self._exchange
 
+    def _check_here(self) -> None:
+        if self._left:
+            raise ProtocolError(f"worker {self.rank} has left and cannot push")
+
     def _begin(self, grads: Mapping[str, ArrayLike] | None, weight: float) -> Exchange:
         """Before a push: checks that it may be, and copies ``grads`` in, where there are any."""
         exchange = self._live()
-        if self._left:
-            raise ProtocolError(f"worker {self.rank} has left and cannot push")
+        self._check_here()
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")
         if grads is not None:

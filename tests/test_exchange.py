@@ -7,7 +7,8 @@ import pytest
 from simulation import Simulation
 
 from psgrad import SegmentOptions
-from psgrad.errors import LayoutError, ProtocolError
+from psgrad.errors import LayoutError, NonFiniteError, ProtocolError
+from psgrad.guard import NON_FINITE_LIMIT
 from psgrad.messages import Flag, Kind
 from psgrad.session import Session
 from psgrad.transport.clockwork import RankError
@@ -245,6 +246,21 @@ def pushed(worker):
     worker.push()
 
 
+def pushed_early(worker):
+    worker.step_async()
+    worker.push()
+
+
+def pulled(worker):
+    worker.ready("last")
+    worker.pull(dense=True)
+
+
+def gone(worker):
+    worker.leave()
+    worker.ready("last")
+
+
 def left(worker):
     worker.ready("last")
     worker.leave()
@@ -261,6 +277,9 @@ def left(worker):
         (early_whole_step, ProtocolError, r"step\(\) before the last step was answered"),
         (copied, ProtocolError, r"step\(grads\) after ready\(\)"),
         (pushed, ProtocolError, r"push\(\) in the middle of a step"),
+        (pushed_early, ProtocolError, r"push\(\) before the last step was answered"),
+        (pulled, ProtocolError, r"pull\(\) in the middle of a step"),
+        (gone, ProtocolError, "worker 0 has left and cannot push"),
         (left, ProtocolError, r"worker 0 leaves in the middle of a step: ready\(\) was called"),
     ],
 )
@@ -273,6 +292,38 @@ def test_calls_in_an_order_that_cannot_be(body, error, text):
 
     with pytest.raises(RankError, match="OverError"):
         play(main)
+
+
+def test_a_name_that_is_wrong_takes_none_of_the_others():
+    def body(worker):
+        params = worker.register(zeros())
+        fill(worker)
+        with pytest.raises(LayoutError, match="unknown parameter 'lost'"):
+            worker.ready(["last", "lost"])
+        in_parts(worker)
+        return params["last"][0]
+
+    assert play(body)[0] == [np.float32(-0.1)]
+
+
+def test_an_error_of_the_guard_leaves_no_open_step():
+    """Who catches it and mends the gradient goes on; what was not finite is never applied."""
+
+    def body(worker):
+        params = worker.register(zeros())
+        worker.grads["last"][3] = np.nan
+        for _ in range(NON_FINITE_LIMIT - 1):
+            in_parts(worker)
+        with pytest.raises(NonFiniteError, match="'last' was NaN"):
+            in_parts(worker)
+        worker.wait()
+        fill(worker)
+        worker.step()
+        return worker.clock, worker.skipped, params["last"].copy()
+
+    [(clock, skipped, params)], _ = play(body)
+    assert (clock, skipped) == (NON_FINITE_LIMIT + 1, NON_FINITE_LIMIT)
+    np.testing.assert_array_equal(params, np.full(64, -0.1, np.float32))
 
 
 def test_before_registration():

@@ -593,6 +593,10 @@ def test_a_device_with_memory_of_its_own(capsys, tmp_path, monkeypatch, more):
             ["--overlap", "on", "--local-steps", "2"],
             "overlap hides the push of each step, local up",
         ),
+        (
+            ["--overlap", "on", "--record"],
+            "overlap sends what the moment has room for, which a rep",
+        ),
         (["--overlap", "on", "--elastic", "0.3"], "overlap hides the push of each step, local upd"),
         (["--set", "outer.learning_rate=-1"], "OuterSGD: learning_rate must be at least 0 and fi"),
     ],
