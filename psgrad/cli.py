@@ -61,6 +61,10 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--chunk-bytes": ("chunk_bytes", "bytes of a chunk (0: the default grid)"),
     "--overlap": ("overlap", "hide communication behind computation: on, off (off)"),
     "--shared-memory": ("shared_memory", "within a node: auto (where it can be), on, off"),
+    "--checkpoint-every": ("checkpoint_every", "steps (500) or seconds (600s) between checkpoints"),
+    "--checkpoint-dir": ("checkpoint_dir", "where they are (RUN_DIR/checkpoints)"),
+    "--keep": ("checkpoint_keep", "how many of them stay (2)"),
+    "--resume": ("resume", "go on from a checkpoint: auto (the newest, if any), or a folder"),
     "--run-dir": ("run_dir", "run folder (runs/DATE-MODEL-DATASET-MODE)"),
     "--simulate": ("simulate", "all ranks in this process, without MPI: workers=16,servers=2,..."),
     "--pace": ("pace", "how long a simulated step computes (constant:seconds=0.01)"),
@@ -69,7 +73,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
 # Never TOML: a file may be called 7.
 STRINGS: Final = frozenset(
     {"--model", "--dataset", "--run-dir", "--codec", "--pull-codec", "--feedback", "--zstd"}
-    | {"--simulate", "--pace"}
+    | {"--simulate", "--pace", "--checkpoint-every", "--checkpoint-dir", "--resume"}
 )
 
 BLAS_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -21,9 +21,10 @@ EVALUATION_BATCH: Final = 1024
 
 @dataclass(frozen=True)
 class WorkerData:
-    """The samples of one worker, and the test samples that worker 0 evaluates on."""
+    """The samples of one worker, of all, and the test samples that worker 0 evaluates on."""
 
     dataset: Dataset
+    training: IndexArray
     mine: IndexArray
     test: IndexArray
 
@@ -38,7 +39,7 @@ def load_data(config: Config, roles: Roles, rank: int) -> WorkerData | None:
         raise DataError(f"{config.dataset.name}: no samples are left to train on")
     scheme = config.dataset.partition
     shares = data.partition(dataset.labels, training, roles.workers, scheme, config.seed)
-    return WorkerData(dataset, shares[roles.worker_of(rank)], test)
+    return WorkerData(dataset, training, shares[roles.worker_of(rank)], test)
 
 
 class Copy(Protocol):

@@ -94,6 +94,10 @@ class Config:
         "auto", "within a node: auto (where it can be), on, off", among=("auto", "on", "off")
     )
     server_threads: int = _key(0, "threads of a server's arithmetic; 0: by its cores", least=0)
+    checkpoint_every: str = _key("", "a checkpoint every so many steps (500) or seconds (600s)")
+    checkpoint_dir: str = _key("", "where checkpoints are; empty: RUN_DIR/checkpoints")
+    checkpoint_keep: int = _key(2, "how many checkpoints stay", least=1)
+    resume: str = _key("", "go on from a checkpoint: auto (the newest, if there is one), a folder")
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)
     json: bool = _key(False, "print the summary as JSON on the last line")
@@ -173,6 +177,7 @@ def resolve(sources: Sequence[Source], tables: Tables, dataset: type) -> Config:
     config = Config(**arguments)
     _check_mode(config)
     _check_overlap(config)
+    _check_checkpoints(config)
     return config
 
 
@@ -330,6 +335,19 @@ def _check_overlap(config: Config) -> None:
         raise ConfigError(
             "overlap sends what the moment has room for, which a replay cannot repeat: use overlap "
             "off to record"
+        )
+
+
+def _check_checkpoints(config: Config) -> None:
+    if config.resume == "auto" and not (config.run_dir or config.checkpoint_dir):
+        raise ConfigError(
+            "resume auto looks where the run before has written; give its --run-dir, or "
+            "--checkpoint-dir"
+        )
+    if config.record and (config.checkpoint_every or config.resume):
+        raise ConfigError(
+            "a replay repeats a run from its start, without checkpoints: leave checkpoint_every "
+            "and resume out to record"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from psgrad.errors import CAUSE, PsgradError
 
+WARNING: Final = "psgrad: warning: "
 FORWARD_S: Final = 0.25  # for a launcher to pass on what a rank has printed
 
 
@@ -23,6 +24,13 @@ def say(text: str) -> None:
     sys.stderr.flush()
     # MPI_Abort ends the launcher's helpers too and was seen to overtake the line.
     time.sleep(FORWARD_S)
+
+
+def warn(text: str) -> None:
+    """Prints a line about something that goes wrong and does not end this rank, in one write."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{WARNING}{text}\n")
+    sys.stderr.flush()
 
 
 def describe(error: BaseException) -> str:

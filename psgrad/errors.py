@@ -7,6 +7,7 @@
     ├── DataError (ValueError)      a data set that cannot be used             2
     ├── LayoutError (ValueError)    names, shapes or dtypes of parameters      2
     ├── NonFiniteError              gradients stay NaN or infinite             1
+    ├── CheckpointError             a checkpoint that cannot be used           1
     ├── WireError                   bytes that are not a psgrad message        1
     ├── ProtocolError               a message the state machine cannot accept  1
     └── LaunchError                 mpiexec is missing or did not start        2
@@ -56,6 +57,10 @@ class LayoutError(PsgradError, ValueError):
 
 class NonFiniteError(PsgradError, ArithmeticError):
     """Gradients were NaN or infinite for too many steps in a row."""
+
+
+class CheckpointError(PsgradError):
+    """A checkpoint that is damaged, incomplete, or of another run than this."""
 
 
 class WireError(PsgradError):

@@ -27,6 +27,7 @@ from psgrad.errors import NonFiniteError, ProtocolError
 from psgrad.guard import StepVerdict
 from psgrad.layout import Chunk
 from psgrad.links import ServerLinks
+from psgrad.marking import Marking, Position
 from psgrad.messages import NO_RATE, Flag, Header, Kind, encode_json
 from psgrad.push_encoder import PushEncoder
 from psgrad.registered import Registered
@@ -62,6 +63,7 @@ class Exchange:
         self._final: deque[Chunk] = deque()  # of the open step: chunks that may leave
         self._sent: dict[int, list[int]] = {}  # of the open step: chunks, by server
         self._weight = 1.0  # of the last push that was not empty
+        self.marking = Marking(transport, links, state, encoder)
 
     @property
     def codecs_used(self) -> dict[str, int]:
@@ -185,6 +187,7 @@ class Exchange:
         awaited = self._links.awaited
         while chunks is None or not awaited.isdisjoint(chunks):
             self._send_rest()
+            self.mark_if_due()
             if chunks is None and not self._rest and self._links.idle:
                 return
             self._links.take()
@@ -193,6 +196,23 @@ class Exchange:
         """Waits for the step that is under way, if one is."""
         if self._links.awaited:
             self.wait()
+
+    def mark_if_due(self) -> None:
+        """Sends markers where a checkpoint is to cut: behind a whole step, answered or not.
+
+        An answer may wait for workers that wait for a marker.
+        """
+        if not (self.is_open or self._rest):
+            self.marking.mark_if_due(self.position)
+
+    @property
+    def position(self) -> Position:
+        """Where this worker is, for a checkpoint."""
+        return Position(self.clock, self._weight, self.rate)
+
+    def go_to(self, position: Position) -> None:
+        """Goes on from a checkpoint."""
+        self.clock, self._weight, self.rate = position
 
     def flush_residual(self) -> None:
         """Pushes what was never sent, so that leaving loses nothing."""

@@ -8,7 +8,7 @@ of this worker's gradient, not of the mean over workers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -126,6 +126,14 @@ class StepGuard:
             for segment in self._segments:
                 if not segment.options.buffer:
                     grads[segment.start : segment.stop] *= np.float32(verdict.scale)
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts, for a checkpoint."""
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on from the counts of ``state_dict``."""
+        self.skipped, self._in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
 
     def _count(self, verdict: StepVerdict) -> None:
         self.skipped += 1

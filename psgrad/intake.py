@@ -6,6 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
+
 from psgrad.chunk_state import ChunkState
 from psgrad.codecs import Codec
 from psgrad.errors import ProtocolError
@@ -60,10 +62,12 @@ class Intake:
         encoded = header.flags & Flag.ENCODED
         if encoded and (header.kind not in PUSH_KINDS or self._push is None):
             raise ProtocolError(f"rank {peer} sends {header.kind.name} with an encoded payload")
-        if header.kind in CHUNK_KINDS:
+        if header.kind is Kind.STATE:
+            memory: Buffer = self._row_memory(peer, header)
+        elif header.kind in CHUNK_KINDS:
             new = self._numbering.is_new(peer, header.number)
             # What comes once more is received, because it is on its way, and not looked at.
-            memory: Buffer = self._chunk_memory(peer, header, new)
+            memory = self._chunk_memory(peer, header, new)
         elif header.nbytes <= CONTROL_LIMIT:
             memory = bytearray(header.nbytes)
         else:
@@ -74,9 +78,25 @@ class Intake:
     def _check_sender(self, peer: int, header: Header) -> None:
         if header.run != self._run:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
+        if self._roles.is_server(peer):
+            if header.kind is not Kind.WRITTEN:
+                raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
+            return
         worker = self._roles.worker_of(peer)
         if header.worker != worker:
             raise ProtocolError(f"rank {peer} sends as worker {header.worker}, it is {worker}")
+
+    def _row_memory(self, peer: int, header: Header) -> Buffer:
+        """Memory for the part of a worker's own state that belongs to a chunk."""
+        if header.chunk not in self._chunks or header.layout != self._digest:
+            raise ProtocolError(f"rank {peer} sends state of chunk {header.chunk}, not here")
+        chunk = self._chunks[header.chunk].chunk
+        if header.nbytes != chunk.nbytes:
+            raise ProtocolError(
+                f"rank {peer} sends {header.nbytes} bytes of state for chunk {chunk.index} "
+                f"of {chunk.nbytes} bytes"
+            )
+        return np.empty(chunk.size, np.float32)
 
     def _chunk_memory(self, peer: int, header: Header, new: bool) -> Buffer:
         if header.chunk not in self._chunks:

@@ -9,19 +9,22 @@ show different parameters of one version.
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from psgrad.chunk_state import ChunkState, Push, Reply, Rules
+from psgrad.cuts import Cut
 from psgrad.errors import ProtocolError
 from psgrad.layout import Chunk, Layout
 from psgrad.messages import Header, Kind
 from psgrad.shard import Shard
+from psgrad.shard_state import Source
 from psgrad.update import Gradient
 
 
@@ -49,6 +52,7 @@ class Referee:
     waiting: list[Header] = field(default_factory=list)
     staleness_max: int = 0
     updates: int = 0  # that the pushes accepted so far must have made
+    held: dict[int, int] = field(default_factory=dict)  # by a marker: worker -> its clock
     _leaving: set[int] = field(default_factory=set)  # live until all they pushed is accepted
     _filled: set[tuple[int, int]] = field(default_factory=set)  # (worker, clock), not counted yet
 
@@ -72,6 +76,16 @@ class Referee:
                 self.delivered[header.worker] = header.clock
                 if header.weight > 0:
                     self._filled.add((header.worker, header.clock))
+        return self.settle(now)
+
+    def start(self, clocks: Mapping[int, int], updates: int) -> None:
+        """The chunk goes on from a checkpoint."""
+        self.ready, self.updates = True, updates
+        self.delivered = {worker: clocks[worker] for worker in self.live}
+        self.accepted = dict(self.delivered)
+
+    def settle(self, now: list[Due]) -> Counter[Due]:
+        """``now``, and the answers that must come of what may happen meanwhile."""
         self._settle()
         still = []
         slowest = min((self.accepted[w] for w in self.live), default=None)
@@ -102,7 +116,8 @@ class Referee:
             for worker in self.live:
                 here = self.accepted[worker]
                 in_bound = self.bound is None or here - slowest <= self.bound
-                if self.delivered[worker] > here and in_bound:
+                held = here >= self.held.get(worker, math.inf)
+                if self.delivered[worker] > here and in_bound and not held:
                     self.accepted[worker] += 1
                     moved = True
         self._count()
@@ -149,24 +164,81 @@ class CheckedShard(Shard):
         }
         self._digests: dict[int, tuple[int, int]] = {}  # chunk -> version, digest of its parameters
         self._rounds: dict[int, list[tuple[int, set[int]]]] = {}  # in this message, by chunk
+        self._marked: dict[int, deque[int]] = {}  # clocks of the markers of each worker
 
     def handle(self, header: Header, payload: Gradient | None = None) -> list[Reply]:
-        self._rounds.clear()
         touched = list(self.chunks) if header.kind is Kind.LEAVE else [header.chunk]
+        return self._checked(
+            f"{header.kind.name} of worker {header.worker} at clock {header.clock}",
+            touched,
+            lambda referee: referee.deliver(header),
+            lambda: super(CheckedShard, self).handle(header, payload),
+        )
+
+    def mark(self, worker: int, number: int, clock: int) -> None:
+        self._marked.setdefault(worker, deque()).append(clock)
+        self._hold()
+        super().mark(worker, number, clock)
+
+    def cut(self) -> Cut | None:
+        cut = super().cut()
+        if cut is not None:
+            for index, referee in self._referees.items():
+                late = {w: c for w, c in referee.accepted.items() if c > cut.clocks.get(w, c)}
+                if late:
+                    raise InvariantError(f"chunk {index} has pushes behind {cut}: {late}")
+        return cut
+
+    def resume(self) -> list[Reply]:
+        for clocks in self._marked.values():
+            clocks.popleft()
+        self._marked = {worker: clocks for worker, clocks in self._marked.items() if clocks}
+        self._hold()
+        return self._checked(
+            "the end of a cut",
+            list(self.chunks),
+            lambda referee: referee.settle([]),
+            lambda: super(CheckedShard, self).resume(),
+        )
+
+    def load(
+        self,
+        clocks: Mapping[int, int],
+        records: Mapping[str, Any],
+        source: Source,
+        rate: float | None = None,
+    ) -> None:
+        super().load(clocks, records, source, rate)
+        for index, referee in self._referees.items():
+            referee.start(clocks, self.chunks[index].version)
+
+    def _hold(self) -> None:
+        held = {worker: clocks[0] for worker, clocks in self._marked.items()}
+        for referee in self._referees.values():
+            referee.held = held
+
+    def _checked(
+        self,
+        what: str,
+        touched: Sequence[int],
+        deliver: Callable[[Referee], Counter[Due]],
+        act: Callable[[], list[Reply]],
+    ) -> list[Reply]:
+        """``act``, which changes the chunks ``touched``, with its answers against those due."""
+        self._rounds.clear()
         versions = {i: self.chunks[i].version for i in touched if i in self.chunks}
         due: Counter[tuple[int, Due]] = Counter()
         for index in touched:
             if index in self._referees:
-                answers = self._referees[index].deliver(header)
+                answers = deliver(self._referees[index])
                 due.update({(index, answer): n for answer, n in answers.items()})
-        replies = super().handle(header, payload)
+        replies = act()
         got = Counter(
             (r.header.chunk, Due(r.header.kind, r.header.worker, r.header.clock)) for r in replies
         )
         if got != due:
             raise InvariantError(
-                f"{header.kind.name} of worker {header.worker} at clock {header.clock}: "
-                f"answered {_words(got - due)} too much, {_words(due - got)} is missing"
+                f"{what}: answered {_words(got - due)} too much, {_words(due - got)} is missing"
             )
         for index in touched:
             if index in self._referees:

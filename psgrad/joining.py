@@ -10,11 +10,13 @@ from psgrad.errors import ConfigError, LayoutError, PsgradError
 from psgrad.exchange import Exchange
 from psgrad.layout import Layout
 from psgrad.links import ServerLinks
-from psgrad.messages import Header, Kind, Verdict, decode_json, encode_json
+from psgrad.marking import Position
+from psgrad.messages import NO_RATE, Header, Kind, Verdict, decode_json, encode_json
 from psgrad.options import Options
 from psgrad.push_encoder import PushEncoder
 from psgrad.record import Recorder
 from psgrad.registered import Registered
+from psgrad.resuming import Resuming
 from psgrad.roles import Roles
 from psgrad.sharing import Offer, WorkerMemory
 from psgrad.transport import Transport
@@ -30,6 +32,7 @@ class Joining:
         options: Options,
         links: ServerLinks,
         recorder: Recorder | None,
+        resuming: Resuming | None,
     ) -> None:
         self.notice = ""
         self._transport = transport
@@ -37,6 +40,7 @@ class Joining:
         self._options = options
         self._links = links
         self._recorder = recorder
+        self._resuming = resuming
         self._worker = roles.worker_of(transport.rank)
 
     def join(self, arrays: Mapping[str, Any]) -> Exchange:
@@ -60,12 +64,21 @@ class Joining:
         state = Registered.of(layout, self._options, self._roles.servers, self._worker, memory)
         exchange = Exchange(self._transport, self._links, state, self._encoder(state))
         self._links.receive_params_into(state.params_of, state.take_shared)
-        if self._worker == answer["first"]:
+        if self._resuming is not None:
+            self._resume(exchange, self._resuming)
+        elif self._worker == answer["first"]:
             initial = state.flattened(arrays)
             for chunk in state.chunks:
                 exchange.send(Kind.INIT, chunk, initial[chunk.start : chunk.stop])
             self._links.await_answers()
         return exchange
+
+    def _resume(self, exchange: Exchange, resuming: Resuming) -> None:
+        """Goes on where a checkpoint was made: the servers have read their part of it."""
+        record = resuming.record_of(self._worker)
+        weight, rate = record.get("weight", 1.0), record.get("rate", NO_RATE)
+        exchange.go_to(Position(resuming.clock_of(self._worker), float(weight), float(rate)))
+        exchange.marking.load(resuming, self._worker)
 
     def _share(self, layout: Layout, handle: str | None) -> WorkerMemory:
         """Memory for the flat vectors: shared with the servers of this node, as far as may be."""

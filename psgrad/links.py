@@ -18,6 +18,7 @@ import numpy as np
 from psgrad.codecs import DIFFERENCES
 from psgrad.codecs.base import Bytes, Codec, add_into, write_into
 from psgrad.codecs.wire import seal
+from psgrad.cuts import Announcement, Markers
 from psgrad.errors import ProtocolError
 from psgrad.layout import Float32
 from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind, Verdict
@@ -49,8 +50,11 @@ class ServerLinks:
         window: int,
         pull: Codec | None = None,
         recorder: Recorder | None = None,
+        markers: Markers | None = None,
     ) -> None:
         self.answered = Answered()
+        self.markers = Markers() if markers is None else markers
+        """Of checkpoints; what the coordinator announces comes in here."""
         self.awaited: set[int] = set()
         """Chunks of an ended step whose parameters have not come."""
         self.is_sound = True
@@ -91,7 +95,7 @@ class ServerLinks:
 
     def request(self, server: int, header: Header, payload: Buffer | None = None) -> None:
         """Sends a message about a chunk, when the window has room for it."""
-        while self._unanswered[server] >= self.window:
+        while not self.has_room(server):
             self._take_one()
         self._unanswered[server] += 1
         if header.chunk in self._held and header.kind in (Kind.PULL, Kind.STEP):
@@ -136,8 +140,16 @@ class ServerLinks:
             self._take_one()
 
     def has_room(self, server: int) -> bool:
-        """Whether ``request`` would send at once."""
-        return self._unanswered[server] < self.window
+        """Whether ``request`` would send at once.
+
+        While others may wait for this worker's marker, always: answers may have to wait for them.
+        """
+        return self._unanswered[server] < self.window or self.markers.asked
+
+    @property
+    def has_control(self) -> bool:
+        """Whether ``await_control`` would return at once."""
+        return bool(self._inbox)
 
     def take(self) -> None:
         """Waits for one message, and takes it."""
@@ -196,6 +208,8 @@ class ServerLinks:
                 flags=Flag.BY_MESSAGE,
             )
             self.tell(server, again)  # as unanswered as what it stands for
+        elif header.kind is Kind.CUT:
+            self.markers.announced = Announcement(header.sequence, header.clock)
         elif header.kind is Kind.RECEIVED:
             self._unanswered[server] -= 1
             self.is_sound &= header.verdict is not Verdict.SKIPPED

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -79,7 +80,8 @@ class LocalSteps:
         self._pulled = _flat(worker.params, layout)
         self._grads = _flat(worker.grads, layout)
         self._copy = self._pulled.copy()
-        self._parts = tuple(_parts(layout, rank, segments, optimizer))
+        self._slots = optimizer.init(layout.size)
+        self._parts = tuple(_parts(layout, rank, segments, optimizer, self._slots))
         self._others = [t.name for t in layout.tensors if not _trains(rank, layout, t.segment)]
         trained = [s for s in layout.segments if _trains(rank, layout, s.index)]
         self._guard = StepGuard(layout, trained, clip_norm)
@@ -140,6 +142,31 @@ class LocalSteps:
             self._average(weight)
         if self._worker.skipped > skipped:
             self._begin_afresh()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs of it, behind the exchange that is under way."""
+        copy = {"copy": self._copy} if self._elastic else {}  # else what the servers have
+        return {
+            "slots": dict(self._slots),
+            "applied": self._applied,
+            "count": self.count,
+            "guard": self._guard.state_dict(),
+            **copy,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state of ``state_dict``; with new slots where those are not finite."""
+        self.count = state["count"]
+        self._guard.load_state_dict(state["guard"])
+        slots = state["slots"]
+        if all(slots.get(name) is not None for name in self._slots) and all(
+            np.isfinite(slot).all() for slot in slots.values()
+        ):
+            self._applied = state["applied"]
+            for name, slot in self._slots.items():
+                np.copyto(slot, slots[name])
+        if self._elastic and state.get("copy") is not None:
+            np.copyto(self._copy, state["copy"])
 
     def _descend(self) -> None:
         """One update of the copy from the gradient."""
@@ -217,7 +244,11 @@ def _flat(arrays: Arrays, layout: Layout) -> Float32:
 
 
 def _parts(
-    layout: Layout, rank: int, segments: Sequence[SegmentOptions], optimizer: Optimizer
+    layout: Layout,
+    rank: int,
+    segments: Sequence[SegmentOptions],
+    optimizer: Optimizer,
+    slots: Mapping[str, F4],
 ) -> Iterator[_Part]:
     """The parts that worker ``rank`` trains; neighbours with the same options are one."""
     default = SegmentOptions()
@@ -239,7 +270,7 @@ def _parts(
                 chosen.learning_rate_scale,
                 optimizer.weight_decay if decay is None else decay,
                 layout.segments[tensor.segment].options.buffer,
-                optimizer.init(where.stop - where.start),
+                {name: slot[where] for name, slot in slots.items()},
             )
 
 

@@ -22,7 +22,7 @@ version         8  replies: how many updates the chunk has had; requests: see ``
 weight          8  float64, samples behind the gradient; 0 is an empty push
 rate            8  float64: a push's new learning rate (-1: none); a reply's effective one
 nbytes          8  payload bytes that follow
-sequence        4  number of a rendezvous
+sequence        4  number of a rendezvous, or of a checkpoint
 checksum        4  CRC-32 of the 100 bytes before it
 ==========  =====  ==========================================================================
 
@@ -76,6 +76,10 @@ class Kind(enum.IntEnum):
     SHARED = 17  # payload: whether the server reads it
     SETTLE = 18  # the end of an open step; payload: by how much it is clipped, if it is
     RECEIVED = 19  # a chunk of an open step has come
+    CUT = 20  # the coordinator wants a checkpoint: a marker, at the clock named or later
+    STATE = 21  # payload: a row of a worker's own state, the part that belongs to a chunk
+    MARK = 22  # a checkpoint cuts here: after this clock's push; payload: the worker's state
+    WRITTEN = 23  # to the coordinator: a server's part of a checkpoint is in its file, or why not
 
 
 class Verdict(enum.IntEnum):

@@ -39,13 +39,20 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, name: str, now: Callable[[], float], *, metrics: bool = False
+        self,
+        folder: Path,
+        name: str,
+        now: Callable[[], float],
+        *,
+        metrics: bool = False,
+        append: bool = False,
     ) -> None:
+        """``metrics``: this rank keeps them; ``append``: behind what a run before has left."""
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         self._now = now
         self._start = now()
-        self._log = _open(folder / "logs" / f"{name}.log")
-        self._metrics = _open(folder / "metrics.jsonl") if metrics else None
+        self._log = _open(folder / "logs" / f"{name}.log", append)
+        self._metrics = _open(folder / "metrics.jsonl", append) if metrics else None
 
     def record(self, kind: str, **fields: Any) -> None:
         """Appends to ``metrics.jsonl``; on other ranks than the one that keeps it, nothing."""
@@ -77,5 +84,5 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _open(path: Path) -> TextIOWrapper:
-    return path.open("w", encoding="utf-8", buffering=1)
+def _open(path: Path, append: bool) -> TextIOWrapper:
+    return path.open("a" if append else "w", encoding="utf-8", buffering=1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Final
 
+from psgrad.checkpointing import CheckpointOptions
 from psgrad.codecs import Compression
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.layout import SMALLEST_CHUNK_BYTES, SegmentOptions
@@ -43,6 +44,11 @@ class Options:
     feedback: str = "auto"
     zstd: str = "auto"
     seed: int = 0
+    checkpoint_dir: str = ""
+    checkpoint_every: str = ""
+    checkpoint_keep: int = 2
+    resume: str = ""
+    checkpoints: CheckpointOptions = field(init=False, repr=False)
     compression: Compression = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +89,10 @@ class Options:
                 "they do not; use shared_memory auto, or pull codec none"
             )
         object.__setattr__(self, "compression", compression)
+        checkpoints = CheckpointOptions(
+            self.checkpoint_dir, self.checkpoint_every, self.checkpoint_keep, self.resume
+        )
+        object.__setattr__(self, "checkpoints", checkpoints)
 
     def describe(self) -> dict[str, Any]:
         """What ranks compare."""

@@ -12,7 +12,7 @@ a reply is a difference only where both agree on it; where they do not, the repl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,6 @@ import numpy as np
 
 from psgrad.codecs import Bytes, Codec, Key, Workspace
 from psgrad.codecs.base import add_into
-from psgrad.errors import ConfigError
 from psgrad.layout import Chunk, Float32, Layout
 
 # No worker has this index: what servers draw comes from a stream of its own.
@@ -99,30 +98,14 @@ class References:
         if not self._shared:
             self._held.pop(worker, None)
 
-    def state_dict(self) -> dict[str, Float32 | int]:
-        """The references by worker, and the version of each. The arrays are the memory itself."""
-        state: dict[str, Float32 | int] = {}
-        for worker, reference in self._held.items():
-            state[f"{worker}.values"] = reference.values
-            state[f"{worker}.version"] = reference.version
-        return state
+    def for_all(self) -> Reference | None:
+        """The one that serves all workers, for a checkpoint: others begin anew."""
+        return self._held.get(_EVERYBODY) if self._shared else None
 
-    def load_state_dict(self, state: Mapping[str, Float32 | int]) -> None:
-        """Takes over a state of ``state_dict``; raises ``ConfigError`` for one of another size."""
-        held = {}
-        for name, values in state.items():
-            worker, _, what = name.partition(".")
-            if what != "values":
-                continue
-            version = state[f"{worker}.version"]
-            if not isinstance(values, np.ndarray) or values.shape != (self._chunk.size,):
-                raise ConfigError(
-                    f"the reference of chunk {self._chunk.index} should be "
-                    f"float32[{self._chunk.size}], got {values!r}"
-                )
-            assert isinstance(version, int), "as state_dict has it"
-            held[int(worker)] = Reference(values.copy(), version, version, exact=False)
-        self._held = held
+    def resume(self, values: Float32, version: int) -> None:
+        """Goes on from the reference that serves all workers, made at update ``version``."""
+        if self._shared:
+            self._held[_EVERYBODY] = Reference(values, version, version, exact=False)
 
     def _key(self, worker: int) -> int:
         return _EVERYBODY if self._shared else worker

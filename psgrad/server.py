@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from psgrad.chunk_state import Counters, Reply, Rules
 from psgrad.coordinator import Coordinator, Outcome
-from psgrad.errors import ConfigError, ProtocolError
+from psgrad.errors import CheckpointError, ConfigError, ProtocolError
 from psgrad.guard import is_finite
 from psgrad.intake import CHUNK_KINDS, Intake
 from psgrad.layout import Float32, Layout, assign, balance
@@ -31,11 +31,15 @@ from psgrad.params_encoder import ParamsEncoder
 from psgrad.pools import GradientPool, SnapshotPool
 from psgrad.record import Recorder
 from psgrad.registration import differing, reference_memory
+from psgrad.resuming import Resuming
 from psgrad.roles import Roles
+from psgrad.saving import Checkpoints
 from psgrad.shard import Shard
 from psgrad.sharing import ServerSharing
 from psgrad.transport import Buffer, Sent, Transport
 from psgrad.transport.shared import SharingError
+
+WRITING_S: Final = 0.02  # how often a server looks whether a file is written
 
 
 @dataclass
@@ -58,6 +62,8 @@ class Server:
         sink: Sink,
         shard: type[Shard] = Shard,
         recorder: Recorder | None = None,
+        checkpoints: Checkpoints | None = None,
+        resuming: Resuming | None = None,
     ) -> None:
         self._transport = transport
         self._roles = roles
@@ -79,6 +85,8 @@ class Server:
         self._gradients = GradientPool()
         self._intake = Intake(roles, run, self._compression.push, self._gradients, self._numbering)
         self._sharing = ServerSharing(options, roles, transport.rank)
+        self._checkpoints = checkpoints
+        self._resuming = resuming
         self._open = OpenSteps()
         self._layout: Layout | None = None
         self._snapshots = SnapshotPool()
@@ -87,10 +95,15 @@ class Server:
 
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
-        self._transport.connect(list(self._roles.worker_ranks))
-        while self._running:
-            message = self._transport.receive(self._intake.place)
-            assert message is not None, "receive without a timeout returns a message"
+        saving = self._checkpoints
+        self._transport.connect([r for r in range(self._roles.size) if self._hears(r)])
+        while self._running or (saving is not None and saving.busy):
+            patience = WRITING_S if saving is not None and saving.busy else None
+            message = self._transport.receive(self._intake.place, patience)
+            if saving is not None:
+                self._advance_checkpoints(saving)
+            if message is None:
+                continue
             peer, header = message
             new, payload = self._intake.take(peer, header)
             if not new:
@@ -98,6 +111,7 @@ class Server:
             if self._recorder is not None:
                 self._recorder.took(peer, header)
             self._handle(header, payload)
+        self._transport.flush()
         self._sharing.close()
         if self._shard is not None and (blocked := self._shard.blocked()):
             raise ProtocolError("the run ended with unanswered messages: " + "; ".join(blocked))
@@ -119,12 +133,18 @@ class Server:
             self._finish(worker)
         elif kind is Kind.SHARE:
             self._share(worker, decode_json(payload))
+        elif kind is Kind.WRITTEN and self._checkpoints is not None:
+            self._checkpoints.take(decode_json(payload))
         elif self._shard is None:
             raise ProtocolError(f"worker {worker} sends {kind.name} before its registration")
+        elif kind in (Kind.STATE, Kind.MARK):
+            self._mark(self._shard, header, payload)
         elif kind is Kind.SETTLE:
             self._settle(self._shard, header, payload)
         else:
             self._serve_chunk(self._shard, header, payload)
+        if self._checkpoints is not None and self._shard is not None:
+            self._look_for_cut(self._checkpoints, self._shard, header, payload)
         self._check_rendezvous()
 
     def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:
@@ -149,7 +169,55 @@ class Server:
             self._reply(reply)
         if header.kind is Kind.LEAVE:
             self._sink.log(f"worker {header.worker} left at clock {header.clock}")
-            self._send(header.worker, header._replace(kind=Kind.LEFT))
+            self._send(header.worker, Header(Kind.LEFT, run=self._run, worker=header.worker))
+
+    def _mark(self, shard: Shard, header: Header, payload: Any) -> None:
+        """A worker's marker, or a part of its own state before it."""
+        if self._checkpoints is None:
+            raise ProtocolError(f"worker {header.worker} marks a checkpoint, this run has none")
+        if header.kind is Kind.STATE:
+            self._checkpoints.row(header, payload)
+            return
+        shard.mark(header.worker, header.sequence, header.clock)
+        self._checkpoints.marked(header, decode_json(payload), self._transport.now())
+        self._cut(self._checkpoints, shard)
+
+    def _look_for_cut(
+        self, checkpoints: Checkpoints, shard: Shard, header: Header, payload: Any
+    ) -> None:
+        """What a chunk's message means for checkpoints: one may be due, or wait for nobody now."""
+        if header.kind is Kind.LEAVE:
+            checkpoints.left(header, decode_json(payload))
+            self._cut(checkpoints, shard)
+        announcement = checkpoints.announce(header, self._transport.now())
+        if announcement is not None:
+            number, clock = announcement
+            for worker in sorted(self._running):
+                cut = Header(Kind.CUT, run=self._run, worker=worker, sequence=number, clock=clock)
+                self._send(worker, cut)
+
+    def _cut(self, checkpoints: Checkpoints, shard: Shard) -> None:
+        """Makes the cut that is open, if all markers have come, and goes on."""
+        cut = shard.cut()
+        if cut is None:
+            return
+        checkpoints.copy(shard, cut, self._transport.now)
+        for reply in shard.resume():
+            self._reply(reply)
+
+    def _advance_checkpoints(self, checkpoints: Checkpoints) -> None:
+        reports, said = checkpoints.advance()
+        if said is not None:
+            self._sink.log(said)
+        for report in reports:
+            payload = encode_json(report)
+            header = Header(Kind.WRITTEN, run=self._run, nbytes=len(payload))
+            self._post(0, header, payload)
+
+    def _hears(self, rank: int) -> bool:
+        """Whether this server listens to ``rank``: to workers, and the coordinator to all."""
+        mine = self._transport.rank
+        return rank != mine and (mine == 0 or not self._roles.is_server(rank))
 
     def _settle(self, shard: Shard, end: Header, payload: Any) -> None:
         """A worker's open step has ended: its chunks are pushes now, or empty ones."""
@@ -237,7 +305,7 @@ class Server:
         owner = assign(chunks, self._roles.servers)
         mine = [chunk for chunk in chunks if owner[chunk.index] == self._transport.rank]
         self._balance = balance(chunks, owner, self._roles.servers)
-        self._digest = layout.digest
+        self._digest, self._layout = layout.digest, layout
         options = self._options
         ef21 = options.compression.feedback == "ef21"
         rules = Rules(
@@ -253,8 +321,12 @@ class Server:
         )
         # A worker that was done before it registered never pushes: nobody waits for it.
         self._shard = self._kind_of_shard(layout, mine, workers, rules)
+        if problem := self._resume(self._shard, layout, workers):
+            self._shard = None
+            return problem
+        if self._checkpoints is not None:
+            self._checkpoints.registered(self._about(layout), self._clocks(workers))
         self._intake.open(self._shard.chunks, self._digest)
-        self._layout = layout
         if trouble := self._sharing.open(layout):
             self._sink.log(f"parameters go by message: {trouble}")
         if self._sharing.place is not None:
@@ -263,6 +335,44 @@ class Server:
             f"shard of {sum(chunk.nbytes for chunk in mine)} bytes in {len(mine)} of "
             f"{len(chunks)} chunks, balance (max/mean over servers) {self._balance:.3f}"
         )
+        return None
+
+    def _about(self, layout: Layout) -> dict[str, Any]:
+        """What a checkpoint says of this run."""
+        options = self._options
+        return {
+            "servers": self._roles.servers,
+            "workers": self._roles.workers,
+            "mode": {0: "sync", None: "async"}.get(options.staleness, "ssp"),
+            "staleness": options.staleness,
+            "layout": asdict(layout),
+            "chunk_bytes": options.chunk_bytes,
+            "optimizer": repr(options.optimizer),
+            "learning_rate": options.optimizer.learning_rate,
+        }
+
+    def _clocks(self, workers: Sequence[int]) -> dict[int, int]:
+        """At which clocks workers begin."""
+        resuming = self._resuming
+        return {w: 0 if resuming is None else resuming.clock_of(w) for w in workers}
+
+    def _resume(self, shard: Shard, layout: Layout, workers: Sequence[int]) -> str | None:
+        """Goes on from a checkpoint, if there is one; returns why it cannot, in words."""
+        resuming = self._resuming
+        if resuming is None:
+            return None
+        if (problem := resuming.differs(layout)) is not None:
+            return problem
+        given = self._options.optimizer.learning_rate
+        try:
+            shard.load(
+                self._clocks(workers),
+                resuming.chunk_records,
+                resuming.source,
+                None if given == resuming.learning_rate else given,
+            )
+        except CheckpointError as error:
+            return f"checkpoint {resuming.number}: {error}"
         return None
 
     def _share(self, worker: int, offer: Mapping[str, Any]) -> None:
@@ -340,4 +450,5 @@ class Server:
             **asdict(self._traffic),
             "balance": self._balance,
             "repeated": self._intake.repeated,
+            **({} if self._checkpoints is None else self._checkpoints.stats()),
         }

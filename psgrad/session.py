@@ -17,9 +17,14 @@ import json
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from psgrad.crash import describe, exit_status, say
+from psgrad.checkpoint.store import Store
+from psgrad.checkpoint.writer import ThreadWriter, Writer
+from psgrad.committing import Committing
+from psgrad.crash import describe, exit_status, say, warn
+from psgrad.cuts import CutPlan
 from psgrad.errors import ConfigError, PsgradError
 from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
@@ -27,7 +32,9 @@ from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
 from psgrad.record import Recorder
+from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
+from psgrad.saving import Checkpoints, ServerSaving
 from psgrad.schedules import Constant, Schedule
 from psgrad.server import Server
 from psgrad.shard import Shard
@@ -63,6 +70,10 @@ def run(
     feedback: str = "auto",
     zstd: str = "auto",
     seed: int = 0,
+    checkpoint_dir: str = "",
+    checkpoint_every: str = "",
+    checkpoint_keep: int = 2,
+    resume: str = "",
     comm: MPI.Intracomm | None = None,
 ) -> T | None:
     """Runs ``main(worker)`` on every worker rank and serves parameters on the others.
@@ -88,6 +99,12 @@ def run(
     whether payloads are compressed once more (auto: where that saves time), and ``seed`` keys the
     codecs' randomness.
 
+    With ``checkpoint_every``, a number of steps such as ``"500"`` or of seconds such as ``"600s"``,
+    the servers write checkpoints to ``checkpoint_dir`` while training goes on, of which the last
+    ``checkpoint_keep`` stay. ``resume`` is ``"auto"`` for the newest valid one there, where there
+    is one, or a folder: the run then goes on from it, with any number of servers and workers. See
+    ``Worker.keep`` for what scripts have to keep themselves, such as the place in their data.
+
     Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
     arguments that differ between ranks. An exception in main ends the whole job.
     """
@@ -110,6 +127,10 @@ def run(
             feedback=feedback,
             zstd=zstd,
             seed=seed,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
+            checkpoint_keep=checkpoint_keep,
+            resume=resume,
         )
 
 
@@ -123,12 +144,17 @@ class Session:
         transport: Transport | None = None,
         shard: type[Shard] = Shard,
         report: Callable[[str], None] = say,
+        warn: Callable[[str], None] = warn,
+        writer: Callable[[], Writer[dict[str, Any]]] = ThreadWriter,
     ) -> None:
         """``shard`` is what servers keep parameters in: a checked one, for instance. ``report``
-        takes the line that says why this rank ends the job."""
+        takes the line that says why this rank ends the job, ``warn`` what goes wrong and does not
+        end it. ``writer`` makes what writes files beside the run."""
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
         self._shard = shard
         self._report = report
+        self._warn = warn
+        self._writer = writer
 
     def __enter__(self) -> Session:
         return self
@@ -208,6 +234,7 @@ class Session:
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
+        resuming, checkpoints = self._checkpoints(chosen, roles)
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         hosts = self.transport.exchange(self.transport.host.encode())
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
@@ -217,10 +244,19 @@ class Session:
         try:
             if roles.is_server(self.rank):
                 log = sink or Silent()
-                server = Server(self.transport, roles, chosen, run_id, log, self._shard, recorder)
-                server.serve()
+                Server(
+                    self.transport,
+                    roles,
+                    chosen,
+                    run_id,
+                    log,
+                    self._shard,
+                    recorder,
+                    checkpoints,
+                    resuming,
+                ).serve()
                 return None
-            worker = Worker(self.transport, roles, chosen, run_id, comm, recorder)
+            worker = Worker(self.transport, roles, chosen, run_id, comm, recorder, resuming)
             try:
                 value = main(worker)
             except SystemExit as request:
@@ -231,6 +267,32 @@ class Session:
             return value
         except BaseException as error:
             self._end_job(error, roles)
+
+    def _checkpoints(
+        self, options: Options, roles: Roles
+    ) -> tuple[Resuming | None, Checkpoints | None]:
+        """The checkpoint to go on from, and, on servers, how new ones are made. Collective."""
+        wanted = options.checkpoints
+        found = self.agree(lambda: find(wanted) if self.rank == 0 else Found())
+        path = self.first(found.path)
+        for line in found.said:
+            self._warn(line)
+        together = options.staleness == 0
+        resuming = self.agree(lambda: open_checkpoint(path, options, roles) if path else None)
+        store = Store(Path(wanted.folder), wanted.keep)
+        if not wanted.every:
+            return resuming, None
+        self.agree(lambda: store.prepare() if self.rank == 0 else None)
+        if not roles.is_server(self.rank):
+            return resuming, None
+        committing = None
+        if self.rank == 0:
+            number = 0 if resuming is None else resuming.number
+            plan = CutPlan(wanted.every, options.staleness, {}, number)
+            writer = self._writer()
+            committing = Committing(store, writer, plan, roles.servers, self._warn)
+        saving = ServerSaving(store, self._writer(), self.rank)
+        return resuming, Checkpoints(saving, committing, together)
 
     def _load_kernels(self, hosts: Sequence[bytes]) -> None:
         """Before anything is timed, and first on one rank of each host: it may have to compile."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from psgrad import shard_state
 from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules
 from psgrad.consistency import (
     may_accept,
@@ -28,7 +29,8 @@ from psgrad.consistency import (
     slowest_clock,
     slowest_only,
 )
-from psgrad.errors import ConfigError, ProtocolError
+from psgrad.cuts import Cut, Marks
+from psgrad.errors import CheckpointError, ConfigError, ProtocolError
 from psgrad.kernels import plain
 from psgrad.kernels.chunks import fastest
 from psgrad.kernels.crew import Crew
@@ -54,6 +56,8 @@ class Shard:
             rules.optimizer, fastest() if large else plain, Crew(rules.threads)
         )
         everyone = sorted(workers)
+        self._live = set(everyone)  # those that have not left
+        self._marks = Marks()
         self.chunks = {
             chunk.index: self._fresh(chunk, layout.segments[chunk.segment].options, everyone)
             for chunk in chunks
@@ -66,6 +70,7 @@ class Shard:
         ``ProtocolError`` for a message that a correct worker cannot have sent.
         """
         if header.kind is Kind.LEAVE:
+            self._live.discard(header.worker)
             return [r for state in self.chunks.values() for r in self._leave(state, header)]
         state = self.chunks.get(header.chunk)
         if state is None:
@@ -89,6 +94,56 @@ class Shard:
             np.copyto(place, state.params)
             state.params = place
             state.stamps = stamps
+
+    def mark(self, worker: int, number: int, clock: int) -> None:
+        """Cut ``number`` is behind this worker's push of ``clock``: later ones wait for the cut."""
+        self._marks.put(worker, number, clock)
+
+    def cut(self) -> Cut | None:
+        """The cut that is open, if all live workers have marked it: nothing behind it was applied.
+
+        It stays open until ``resume``. Raises ``ProtocolError`` where a round is open.
+        """
+        cut = self._marks.complete(self._live)
+        if cut is not None and any(state.round for state in self.chunks.values()):
+            raise ProtocolError(f"checkpoint {cut.number} cuts through an open round: {cut.clocks}")
+        return cut
+
+    def save(self, keep: Callable[[str, Float32], None]) -> dict[str, Any]:
+        """Hands every array to ``keep``, which copies it; the rest by chunk, as JSON."""
+        return {
+            str(index): shard_state.save(state, self._marks, keep)
+            for index, state in self.chunks.items()
+        }
+
+    def resume(self) -> list[Reply]:
+        """The cut has been made, or given up: what waited for it goes on."""
+        self._marks.use_up()
+        return [reply for state in self.chunks.values() for reply in self._advance(state)]
+
+    def load(
+        self,
+        clocks: Mapping[int, int],
+        records: Mapping[str, Any],
+        source: shard_state.Source,
+        rate: float | None = None,
+    ) -> None:
+        """Goes on from a checkpoint, with workers at ``clocks``; before the first message.
+
+        ``rate`` is the base learning rate, None for the saved one.
+        """
+        for index, state in self.chunks.items():
+            if str(index) not in records:
+                raise CheckpointError(f"the checkpoint has no chunk {index}")
+            parked = shard_state.load(state, records[str(index)], source)
+            state.rate = state.rate if rate is None else rate
+            for worker in state.clocks:
+                state.clocks[worker] = clocks[worker]
+            # The bound that they waited for holds for what is pulled from now on.
+            for push in parked:
+                self._set_rate(state, [push])
+                self._apply(state, [push], state.position)
+                state.position += 1 / len(state.clocks)
 
     def share_work(self, shared: bool) -> None:
         """Whether threads take part in updates, which need cores that nobody else needs."""
@@ -118,9 +173,24 @@ class Shard:
                     waits.setdefault(header.worker, set()).update(late)
         return waits
 
+    def held(self) -> dict[int, set[int]]:
+        """Workers whose pushes a cut holds back, and whose markers each of them waits for."""
+        missing = set(self._marks.missing(self._live))
+        if not missing:
+            return {}
+        return {
+            worker: missing
+            for state in self.chunks.values()
+            for worker, queue in state.parked.items()
+            if any(self._marks.holds(worker, push.header.clock) for push in queue)
+        }
+
     def _reason(self, state: ChunkState, header: Header) -> str:
         if not state.ready:
             return "the chunk has no initial value yet"
+        if self._marks.holds(header.worker, header.clock):
+            missing = ", ".join(f"worker {w}" for w in self._marks.missing(self._live))
+            return f"a checkpoint waits for {missing}"
         return may_answer(header.clock, state.clocks, self.rules.bound).reason
 
     def _fresh(self, chunk: Chunk, options: SegmentOptions, everyone: Sequence[int]) -> ChunkState:
@@ -223,7 +293,9 @@ class Shard:
         return moved
 
     def _accepts(self, state: ChunkState, push: Push) -> bool:
-        return state.ready and may_accept(push.header.clock, state.clocks, self.rules.bound).allowed
+        if not state.ready or self._marks.holds(push.header.worker, push.header.clock):
+            return False
+        return may_accept(push.header.clock, state.clocks, self.rules.bound).allowed
 
     def _accept(self, state: ChunkState, push: Push) -> list[Reply]:
         worker, clock = push.header.worker, push.header.clock

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from psgrad import pace
+from psgrad.checkpoint import InlineWriter
 from psgrad.config import Config
 from psgrad.crash import say
 from psgrad.errors import ConfigError, PsgradError, unknown_name
@@ -107,7 +108,9 @@ def train(
         say(text)
 
     def program(transport: SimulatedTransport) -> None:
-        with Session(transport=transport, shard=CheckedShard, report=report) as session:
+        with Session(
+            transport=transport, shard=CheckedShard, report=report, writer=InlineWriter
+        ) as session:
             train_in(session, lambda: config, stamp, terminal, compute, about)
 
     try:

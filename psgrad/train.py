@@ -110,12 +110,15 @@ def train_in(
 
     with ExitStack() as stack:
         now = session.transport.now
-        journal = stack.enter_context(closing(Journal(folder, name, now, metrics=first_worker)))
+        journal = stack.enter_context(
+            closing(Journal(folder, name, now, metrics=first_worker, append=bool(config.resume)))
+        )
         recorder = None
         if config.record:
             file = stack.enter_context(runfolder.open_record(folder, session.rank))
             place = {"rank": session.rank, "size": session.size, "psgrad_version": __version__}
             recorder = Recorder(file, {**about, **place}, choices)
+        written = str(folder / "checkpoints")
         session.run(
             main,
             servers=config.servers,
@@ -131,6 +134,10 @@ def train_in(
             feedback=config.feedback,
             zstd=config.zstd,
             seed=config.seed,
+            checkpoint_dir=config.checkpoint_dir or written,
+            checkpoint_every=config.checkpoint_every,
+            checkpoint_keep=config.checkpoint_keep,
+            resume=config.resume,
             sink=journal,
             recorder=recorder,
         )

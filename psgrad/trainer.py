@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from psgrad import faults, runfolder, summary
 from psgrad.compute import Compute, WorkerData
 from psgrad.config import Config
 from psgrad.crash import FORWARD_S
-from psgrad.data import Batches, IndexArray
+from psgrad.data import Batches, IndexArray, partition
 from psgrad.kernels import Kernels
 from psgrad.local import LocalSteps
 from psgrad.metrics import Sink, to_json
@@ -22,6 +23,38 @@ from psgrad.progress import Progress, Snapshot
 from psgrad.worker import Worker
 
 SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
+
+
+class Tally:
+    """What a worker counts of its training; a part of its checkpoints."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.samples = 0
+        self.loss = 0.0  # smoothed, as is accuracy
+        self.accuracy = 0.0
+
+    def add(self, samples: int, loss: float, accuracy: float) -> None:
+        """One more step."""
+        keep = SMOOTHING if self.steps else 0.0
+        self.steps += 1
+        self.samples += samples
+        self.loss = keep * self.loss + (1 - keep) * loss
+        self.accuracy = keep * self.accuracy + (1 - keep) * accuracy
+
+    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Counts what several workers have counted."""
+        self.steps = sum(state["steps"] for state in states)
+        self.samples = sum(state["samples"] for state in states)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state of ``state_dict``."""
+        for name in vars(self):
+            setattr(self, name, state[name])
 
 
 class Trainer:
@@ -50,7 +83,10 @@ class Trainer:
         self._progress = progress
         self._pace = pace
         self._show = show
-        self._samples = 0
+        self._tally = Tally()
+        self._batches = Batches(
+            loaded.mine, config.batch_size, config.seed, worker.rank, config.epochs
+        )
 
     def run(self, mpi_rank: int) -> None:
         """Trains, and on worker 0 evaluates, saves and reports."""
@@ -58,14 +94,22 @@ class Trainer:
         model = config.model.value
         worker.register(model.init(dataset.features, dataset.classes, config.seed))
         learner = self._learner()
+        self._resume(learner)
+        before = self._tally.samples
         compute = Compute(model, learner, self._kernels)
         if worker.rank == 0:
             self._show(summary.opening(config, worker, self._folder))
         start = worker.now()
         self._epochs(compute, learner, mpi_rank)
-        steps = worker.clock
         worker.leave()  # may push once more: what feedback has kept back
-        totals = worker.mean({"samples": self._samples, "steps": steps, "skipped": learner.skipped})
+        tally = self._tally
+        totals = worker.mean(
+            {
+                "samples": tally.samples - before,
+                "steps": tally.steps,
+                "skipped": learner.skipped,
+            }
+        )
         seconds = worker.now() - start
         if worker.rank == 0:
             worker.pull(dense=True)
@@ -97,33 +141,30 @@ class Trainer:
         planted = any(fault.kind == "nan" for fault in self._planted)
         early = Hooks(worker.wait) if planted else Hooks(worker.wait, worker.ready)
         hooks = early if overlap else Hooks()
-        loss_now = accuracy_now = 0.0
+        tally = self._tally
         snapshot: Snapshot | None = None
-        for step, (epoch, micro_batches) in enumerate(self._steps(), start=1):
+        steps = self._batches.groups(config.accumulate)
+        for step, (epoch, micro_batches) in enumerate(steps, start=self._tally.steps + 1):
             began = worker.now()
             loss, correct, samples = compute.gradient(self._data.dataset, micro_batches, hooks)
             if self._pace is not None:
                 worker.sleep(self._pace.seconds(worker.rank, step))
             faults.apply(self._planted, worker, mpi_rank, worker.now() - began)
+            tally.add(samples, loss, correct / samples)  # before it: checkpoints are behind steps
             if overlap:
                 worker.step_async(weight=samples)
             else:
                 learner.step(weight=samples)
-            self._samples += samples
-            accuracy = correct / samples
-            keep = SMOOTHING if step > 1 else 0.0
-            loss_now = keep * loss_now + (1 - keep) * loss
-            accuracy_now = keep * accuracy_now + (1 - keep) * accuracy
             self._sink.record(
-                "step", epoch=epoch + 1, step=step, loss=loss, accuracy=accuracy,
+                "step", epoch=epoch + 1, step=step, loss=loss, accuracy=correct / samples,
                 staleness=worker.staleness, learning_rate=learner.learning_rate,
             )  # fmt: skip
             # Worker 0 knows the others by the updates that its chunks have had.
             pushes = worker.updates * (worker.size if config.bound == 0 else 1)
             share = pushes / worker.clock if worker.clock else float(worker.size)
             snapshot = Snapshot(
-                epoch, config.epochs, step, self._samples * share,
-                int(worker.wire_nbytes * share), loss_now, accuracy_now, worker.staleness,
+                epoch, config.epochs, step, tally.samples * share,
+                int(worker.wire_nbytes * share), tally.loss, tally.accuracy, worker.staleness,
             )  # fmt: skip
             self._progress.show(snapshot)
         if overlap and worker.clock:
@@ -133,18 +174,39 @@ class Trainer:
         if snapshot is not None:
             self._progress.show(snapshot, last=True)
 
-    def _steps(self) -> Iterator[tuple[int, list[IndexArray]]]:
-        """(epoch, micro-batches) of each step; a step never spans two epochs."""
-        config = self._config
-        batches = Batches(
-            self._data.mine, config.batch_size, config.seed, self._worker.rank, config.epochs
-        )
-        for epoch in range(config.epochs):
-            left = batches.per_epoch
-            while left:
-                group = [indices for _, indices in islice(batches, min(left, config.accumulate))]
-                left -= len(group)
-                yield epoch, group
+    def _resume(self, learner: Worker | LocalSteps) -> None:
+        """Has all that this training needs go into checkpoints, and goes on from the one given."""
+        worker = self._worker
+        worker.keep("tally", self._tally)
+        if isinstance(learner, LocalSteps):
+            worker.keep("local", learner)
+        same = worker.keep("batches", self._batches)
+        resumed = worker.resumed
+        if resumed is None or same:
+            return
+        states = [resumed.states.get(w, {}) for w in range(resumed.workers)]
+        self._batches.take_over(*self._leftovers([state.get("batches") for state in states]))
+        if worker.rank == 0:  # what is counted once
+            self._tally.merge([state["tally"] for state in states if "tally" in state])
+
+    def _leftovers(self, cursors: Sequence[Any]) -> tuple[int, dict[int, IndexArray]]:
+        """The first epoch that is not done, and this worker's share of what is left of each."""
+        config, data = self._config, self._data
+        scheme = config.dataset.partition
+        others = []
+        shares = partition(data.dataset.labels, data.training, len(cursors), scheme, config.seed)
+        for worker, (share, cursor) in enumerate(zip(shares, cursors, strict=True)):
+            batches = Batches(share, config.batch_size, config.seed, worker, config.epochs)
+            if cursor is not None:
+                batches.load_state_dict(cursor)
+            others.append(batches)
+        first, last = min(b.epoch for b in others), max(b.epoch for b in others)
+        left = {}
+        for epoch in range(first, min(last + 1, config.epochs)):
+            union = np.concatenate([batches.rest(epoch) for batches in others])
+            parts = partition(data.dataset.labels, union, self._worker.size, scheme, config.seed)
+            left[epoch] = parts[self._worker.rank]
+        return first, left
 
     def _report(self, record: Mapping[str, Any]) -> None:
         """``record``, the summary, goes to files and to who looks on."""

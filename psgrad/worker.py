@@ -16,6 +16,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from psgrad.arrays import Arrays
+from psgrad.cuts import Markers
 from psgrad.errors import ConfigError, LayoutError, ProtocolError
 from psgrad.exchange import Exchange
 from psgrad.joining import Joining, alike
@@ -24,8 +25,10 @@ from psgrad.links import ServerLinks
 from psgrad.messages import Flag, Header, Kind, decode_json, encode_json
 from psgrad.options import Options
 from psgrad.record import Recorder
+from psgrad.resuming import Resumed, Resuming
 from psgrad.roles import Roles
 from psgrad.transport import Transport
+from psgrad.worker_state import Stateful
 
 
 class Worker:
@@ -39,6 +42,7 @@ class Worker:
         run: int,
         comm: Any = None,
         recorder: Recorder | None = None,
+        resuming: Resuming | None = None,
     ) -> None:
         self.rank = roles.worker_of(transport.rank)
         """This worker's index, 0 to size - 1; not the MPI rank."""
@@ -52,8 +56,19 @@ class Worker:
         self._roles = roles
         self._options = options
         self._recorder = recorder
+        self._resuming = resuming
+        self._markers = Markers(
+            options.checkpoints.every, options.staleness, resuming.number if resuming else 0
+        )
+        self._kept: dict[str, Stateful] = {}
         self._links = ServerLinks(
-            transport, roles, run, options.window, options.compression.pull, recorder
+            transport,
+            roles,
+            run,
+            options.window,
+            options.compression.pull,
+            recorder,
+            self._markers,
         )
         self._exchange: Exchange | None = None
         self._rendezvous = 0
@@ -113,6 +128,11 @@ class Worker:
         """How many chunks this worker has encoded with each codec, by name."""
         return {} if self._exchange is None else self._exchange.codecs_used
 
+    @property
+    def resumed(self) -> Resumed | None:
+        """The checkpoint that this run goes on from; None where it began from the start."""
+        return None if self._resuming is None else self._resuming.resumed
+
     def now(self) -> float:
         """Seconds since an arbitrary moment, on the transport's clock."""
         return self._transport.now()
@@ -130,11 +150,39 @@ class Worker:
         """
         if self._exchange is not None:
             raise LayoutError("register() takes all parameters in one call, it was called twice")
-        joining = Joining(self._transport, self._roles, self._options, self._links, self._recorder)
+        joining = Joining(
+            self._transport,
+            self._roles,
+            self._options,
+            self._links,
+            self._recorder,
+            self._resuming,
+        )
         self._exchange = joining.join(arrays)
         self.notice = joining.notice
-        self.pull(dense=True)
+        # Who goes on has what it had: where pulls are encoded, that is not what the servers have.
+        self.pull(dense=self._resuming is None)
         return self.params
+
+    def keep(self, name: str, part: Stateful) -> bool:
+        """Has ``part`` go into each checkpoint of this run, and go on from the one it began with.
+
+        Its ``state_dict`` is asked for at the start of each step, so it is to say how things are
+        when that step is done; it may hold numbers, strings, lists, dicts and NumPy arrays, and
+        what it holds must not change until the next step. Call it after ``register``, with the same
+        name in the resumed run: then ``load_state_dict`` takes the state over, at once.
+
+        Returns whether it did. It does not where there is no checkpoint, where that has no such
+        name, and where the run had another number of workers: see ``resumed`` then.
+        """
+        self._live()
+        if name in self._kept:
+            raise ConfigError(f"keep() was called twice for {name!r}")
+        state = None if self._resuming is None else self._resuming.kept(self.rank, name)
+        if state is not None:
+            part.load_state_dict(state)
+        self._kept[name] = part
+        return state is not None
 
     def step(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient and pulls what it makes due: ``push`` and ``pull`` in one message.
@@ -163,6 +211,8 @@ class Worker:
         Until then, and until ``wait``, they must not be written again.
         """
         self._check_here()
+        if not self._live().is_open:
+            self._live().mark_if_due()
         self._live().ready((names,) if isinstance(names, str) else names)
 
     def step_async(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
@@ -188,6 +238,7 @@ class Worker:
         exchange.state.memory.detach()  # others may close this round and change parameters
         exchange.push(Kind.PUSH, weight)
         self._transport.flush()
+        exchange.mark_if_due()
 
     def pull(self, names: str | Iterable[str] | None = None, *, dense: bool = False) -> None:
         """Fetches parameters at this worker's clock: those of ``names``, or all of them.
@@ -239,7 +290,9 @@ class Worker:
         exchange.wait()
         exchange.state.memory.detach()  # rounds close without this worker from now on
         exchange.flush_residual()
-        self._links.ask_all(Header(Kind.LEAVE, clock=self.clock), Kind.LEFT)
+        said = exchange.marking.last_words(exchange.position)
+        exchange.marking.over = True
+        self._links.ask_all(Header(Kind.LEAVE, clock=self.clock), Kind.LEFT, said)
         self._left = True
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
@@ -255,6 +308,10 @@ class Worker:
         self._rendezvous += 1
         part = {"values": {k: float(v) for k, v in values.items()}, "weight": float(weight)}
         self._links.tell(0, Header(Kind.MEET, sequence=self._rendezvous), encode_json(part))
+        while not self._links.has_control:
+            if self._exchange is not None:
+                self._exchange.mark_if_due()  # who waits for the marker may be who has to come
+            self._links.take()
         _, payload = self._links.await_control(Kind.MET)
         result = decode_json(payload)
         if "error" in result:
@@ -291,6 +348,9 @@ class Worker:
         self._check_here()
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")
+        exchange.mark_if_due()
+        if exchange.marking.wanted:
+            exchange.marking.kept = {k: part.state_dict() for k, part in self._kept.items()}
         if grads is not None:
             if exchange.is_open:
                 raise ProtocolError(

@@ -52,8 +52,7 @@ def walk(seed=0):
 
 
 def known(references):
-    state = references.state_dict()
-    return {int(k.split(".")[0]): v for k, v in state.items() if k.endswith("values")}
+    return {worker: held.values for worker, held in references._held.items()}
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
@@ -162,25 +161,28 @@ def test_a_dense_pull_in_sync_leaves_the_shared_reference_alone():
     assert np.array_equal(puller.memory, reference)
 
 
-def test_state_goes_on_where_it_was():
+def test_a_shared_reference_goes_on_where_it_was():
     codec = parse("topk:0.05")
-    saved, twin = (References(CHUNK, codec, shared=False, seed=1) for _ in range(2))
+    saved, twin = (References(CHUNK, codec, shared=True, seed=1) for _ in range(2))
     puller = Puller(1, codec)
     moving = walk()
     for _ in range(4):
         version, x = next(moving)
         puller.pull(saved, x, version)
-    twin.load_state_dict(saved.state_dict())
+    held = saved.for_all()
+    twin.resume(held.values.copy(), held.version)
     version, x = next(moving)
     puller.pull(twin, x, version)
     assert puller.payload_nbytes < x.nbytes / 5, "not dense: the version was known"
-    assert known(twin)[1].tobytes() == puller.memory.tobytes()
+    assert known(twin)[0].tobytes() == puller.memory.tobytes()
 
 
-def test_a_state_of_another_size_is_refused():
-    references = References(CHUNK, parse("sign"), shared=True, seed=1)
-    with pytest.raises(ConfigError, match=r"chunk 4 should be float32\[300\]"):
-        references.load_state_dict({"0.values": np.zeros(7, np.float32), "0.version": 3})
+def test_references_of_single_workers_begin_anew():
+    references = References(CHUNK, parse("topk:0.05"), shared=False, seed=1)
+    references.answer(1, None, np.zeros(CHUNK.size, np.float32), 3, Workspace())
+    assert references.for_all() is None
+    references.resume(np.zeros(CHUNK.size, np.float32), 3)
+    assert list(known(references)) == [1]
 
 
 def test_memory_is_that_of_the_fullest_server():

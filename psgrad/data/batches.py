@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -38,49 +39,106 @@ class Batches(Iterator[tuple[int, IndexArray]]):
         self._epoch = 0
         self._position = 0
         self._order: IndexArray | None = None  # of this epoch; drawn when first needed
+        self._leftovers: dict[int, IndexArray] = {}  # epoch -> what is left of it, for this worker
 
     @property
-    def per_epoch(self) -> int:
-        """How many batches an epoch has."""
-        return -(-self._indices.size // self._batch_size)
+    def epoch(self) -> int:
+        """The epoch of the next batch."""
+        return self._epoch
+
+    def groups(self, size: int) -> Iterator[tuple[int, list[IndexArray]]]:
+        """(epoch, up to ``size`` batches), which never span two epochs."""
+        group: list[IndexArray] = []
+        for epoch, batch in self:
+            group.append(batch)
+            if len(group) == size or self._position == 0:
+                yield epoch, group
+                group = []
+
+    def rest(self, epoch: int) -> IndexArray:
+        """The indices of ``epoch`` that were not given yet."""
+        if epoch == self._epoch:
+            return self._draw()[self._position :]
+        return self._of(epoch) if epoch > self._epoch else self._indices[:0]
+
+    def take_over(self, epoch: int, leftovers: Mapping[int, IndexArray]) -> None:
+        """Begins at ``epoch``, with what other workers have left of this and later ones."""
+        self._leftovers = {e: np.array(indices, np.int64) for e, indices in leftovers.items()}
+        self._epoch, self._position, self._order = epoch, 0, None
+        self._skip_empty()
 
     def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> tuple[int, IndexArray]:
-        if self._epoch >= self._epochs or not self._indices.size:
+        if self._epoch >= self._epochs or not self._of(self._epoch).size:
             raise StopIteration
-        if self._order is None:
-            rng = np.random.default_rng([*self._key, self._epoch])
-            self._order = rng.permutation(self._indices)
-        epoch, start = self._epoch, self._position
-        batch = self._order[start : start + self._batch_size]
+        order, epoch, start = self._draw(), self._epoch, self._position
+        batch = order[start : start + self._batch_size]
         self._seek(epoch, start + batch.size)
         return epoch, batch
 
+    def _of(self, epoch: int) -> IndexArray:
+        """The indices that this worker goes through in ``epoch``."""
+        return self._leftovers.get(epoch, self._indices)
+
+    def _draw(self) -> IndexArray:
+        """This epoch's order."""
+        if self._order is None:
+            rng = np.random.default_rng([*self._key, self._epoch])
+            self._order = rng.permutation(self._of(self._epoch))
+        return self._order
+
     def _seek(self, epoch: int, position: int) -> None:
-        if 0 < self._indices.size <= position:  # the end of an epoch is the start of the next
+        if 0 < self._of(epoch).size <= position:  # the end of an epoch is the start of the next
             epoch, position = epoch + 1, 0
         if epoch != self._epoch:
             self._order = None
         self._epoch, self._position = epoch, position
+        self._skip_empty()
 
-    def state_dict(self) -> dict[str, int]:
-        """The cursor as plain JSON values."""
-        return {"epoch": self._epoch, "position": self._position}
+    def _skip_empty(self) -> None:
+        """Goes on behind epochs of which nothing is left for this worker."""
+        while self._epoch in self._leftovers and not self._leftovers[self._epoch].size:
+            self._epoch, self._position, self._order = self._epoch + 1, 0, None
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor: plain JSON values, and arrays of what was taken over, where it was."""
+        left = {str(e): i for e, i in self._leftovers.items() if e >= self._epoch}
+        cursor = {"epoch": self._epoch, "position": self._position}
+        return {**cursor, "leftovers": left} if left else cursor
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where ``state_dict`` was taken, with the same indices, seed and worker.
 
         Raises ConfigError, and changes nothing, for a state that is not one of this iterator.
         """
-        if set(state) != {"epoch", "position"}:
+        if set(state) - {"leftovers"} != {"epoch", "position"}:
             raise ConfigError(f"a data cursor has epoch and position, got {', '.join(state)}")
-        last = 0 if state["epoch"] == self._epochs else max(self._indices.size - 1, 0)
+        before, self._leftovers = self._leftovers, _leftovers(state.get("leftovers", {}))
+        try:
+            self._check(state)
+        except ConfigError:
+            self._leftovers = before
+            raise
+        self._order = None
+        self._seek(state["epoch"], state["position"])
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        here = self._leftovers.get(state["epoch"], self._indices)
+        last = 0 if state["epoch"] == self._epochs else max(here.size - 1, 0)
         for key, limit in (("epoch", self._epochs), ("position", last)):
             if type(state[key]) is not int or not 0 <= state[key] <= limit:
                 raise ConfigError(
                     f"data cursor: {key} must be 0 to {limit}, got {state[key]!r}; resume with the "
                     "epochs, data set and number of workers of the saved run"
                 )
-        self._seek(state["epoch"], state["position"])
+
+
+def _leftovers(state: Any) -> dict[int, IndexArray]:
+    if not isinstance(state, Mapping) or not all(
+        key.isdigit() and isinstance(i, np.ndarray) and i.dtype == np.int64 and i.ndim == 1
+        for key, i in state.items()
+    ):
+        raise ConfigError(f"data cursor: leftovers must be int64 arrays by epoch, got {state!r}")
+    return {int(key): indices for key, indices in state.items()}

@@ -1,0 +1,153 @@
+"""The coordinator's part in checkpoints: when one is due, and when all parts of it are safe.
+
+::
+
+    announce -> every server copies at the cut and writes -> its report comes here -> commit
+
+A checkpoint that cannot be written costs durability and nothing else: it is said, what there is of
+it is removed, and the newest valid one stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from psgrad.checkpoint.files import FileRecord
+from psgrad.checkpoint.store import Store
+from psgrad.checkpoint.writer import Writer
+from psgrad.cuts import Announcement, Cut, CutPlan
+from psgrad.errors import CheckpointError
+
+
+@dataclass
+class Committed:
+    """Checkpoints of this run."""
+
+    checkpoints: int = 0
+    checkpoints_failed: int = 0
+    checkpoint_newest: int = 0  # its number; of the one that the run began with, if of none later
+
+
+@dataclass
+class _Open:
+    """A checkpoint that is being written: what has come of it."""
+
+    cut: Cut
+    workers: dict[str, Any]
+    files: list[FileRecord] = field(default_factory=list)
+    chunks: dict[str, Any] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    missing: int = 0
+
+
+class Committing:
+    """The checkpoints of a run; ``warn`` says something to people."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer[dict[str, Any]],
+        plan: CutPlan,
+        servers: int,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.committed = Committed(checkpoint_newest=plan.number)
+        self._store = store
+        self._writer = writer
+        self._plan = plan
+        self._servers = servers
+        self._about: Mapping[str, Any] = {}
+        self._warn = warn
+        self._workers: dict[int, Any] = {}  # the latest record of each worker
+        self._open: dict[int, _Open] = {}
+        self._early: list[Mapping[str, Any]] = []  # reports of what is not open here yet
+        self._whole: list[_Open] = []  # all has come, nothing is done about it yet
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is still on its way."""
+        return bool(self._open or self._early or self._whole) or self._writer.busy
+
+    def registered(self, about: Mapping[str, Any], clocks: Mapping[int, int]) -> None:
+        """Workers are at ``clocks``; manifests say ``about`` of the run."""
+        self._about = about
+        self._plan.clocks.update(clocks)
+
+    def announce(self, now_s: float) -> Announcement | None:
+        """The cut that is to be made now, if one is due."""
+        return self._plan.announce(now_s)
+
+    def saw(self, worker: int, clock: int) -> None:
+        """A push has come."""
+        self._plan.saw(worker, clock)
+
+    def marked(self, worker: int, record: Any) -> None:
+        """A worker has sent its own state, with its marker or as it left."""
+        self._workers[worker] = record
+
+    def opened(self, cut: Cut) -> None:
+        """All markers have come: every server writes its part from now on."""
+        self._plan.number = max(self._plan.number, cut.number)
+        workers = {str(worker): self._workers[worker] for worker in sorted(self._workers)}
+        self._open[cut.number] = _Open(cut, workers, missing=self._servers)
+        early, self._early = self._early, []
+        for report in early:
+            self.take(report)
+
+    def take(self, report: Mapping[str, Any]) -> None:
+        """A server has written its part, or could not."""
+        part = self._open.get(report["number"])
+        if part is None:  # there, the last marker came earlier than here
+            self._early.append(report)
+            return
+        part.missing -= 1
+        if report["error"] is None:
+            part.files.append(FileRecord(**report["file"]))
+            part.chunks.update(report["chunks"])
+        else:
+            part.errors.append(report["error"])
+        if not part.missing:
+            self._whole.append(self._open.pop(report["number"]))
+
+    def advance(self) -> str | None:
+        """Has what is whole committed; returns what there is to log."""
+        said = None
+        if (result := self._writer.poll()) is not None:
+            said = self._note(result)
+        if self._whole and not self._writer.busy:
+            part = self._whole.pop(0)
+            self._writer.submit(lambda: self._commit(part))
+        return said
+
+    def _commit(self, part: _Open) -> dict[str, Any]:
+        """In the writer's thread."""
+        number, problem = part.cut.number, part.errors[0] if part.errors else None
+        if problem is None:
+            clocks = {str(worker): clock for worker, clock in part.cut.clocks.items()}
+            state = {
+                **self._about, "clocks": clocks, "worker_states": part.workers,
+                "chunks": part.chunks,
+            }  # fmt: skip
+            try:
+                self._store.commit(number, part.files, state)
+            except (OSError, CheckpointError) as error:
+                problem = getattr(error, "strerror", None) or str(error)
+        if problem is not None:
+            self._store.abandon(number)
+        return {"number": number, "error": problem}
+
+    def _note(self, result: Mapping[str, Any]) -> str:
+        number, error = result["number"], result["error"]
+        self._plan.under_way = False
+        if error is None:
+            self.committed.checkpoints += 1
+            self.committed.checkpoint_newest = number
+            return f"checkpoint {number} is safe"
+        self.committed.checkpoints_failed += 1
+        newest = self.committed.checkpoint_newest
+        there_is = f"the newest one is {newest}" if newest else "there is none yet"
+        said = f"checkpoint {number} was not written: {error}; training goes on, {there_is}"
+        self._warn(said)
+        return said

@@ -1,0 +1,160 @@
+"""Where a checkpoint cuts through a run: after one clock of each worker, the same on every shard.
+
+A worker that is to be cut sends a *marker* on each link, behind its push of that clock. A shard
+holds back what a worker pushes behind its marker until the markers of all live workers have come.
+Then it has seen exactly the pushes up to these clocks, and so has every other shard: what they copy
+at this moment fits together (Chandy and Lamport, TOCS 1985, with workers as the only senders).
+
+In sync mode all workers cut at the same clock, where no round is open: a multiple of the interval,
+which each worker knows by itself, or one that the coordinator announces early enough. Otherwise it
+announces that it wants a cut, and each worker marks where it is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from psgrad.errors import ConfigError, ProtocolError
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often: every ``steps`` of a worker, or every ``seconds``; the other one is 0."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Every:
+        """``"500"`` is steps, ``"600s"`` seconds; empty: never. Raises ``ConfigError``."""
+        if not text:
+            return cls()
+        if re.fullmatch(r"[0-9]{1,12}", text) and int(text) >= 1:
+            return cls(steps=int(text))
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]*)?s", text) and float(text[:-1]) > 0:
+            return cls(seconds=float(text[:-1]))
+        raise ConfigError(
+            f"checkpoint_every must be a number of steps of at least 1, such as 500, or of "
+            f"seconds, such as 600s, got {text!r}"
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.steps or self.seconds)
+
+
+class Cut(NamedTuple):
+    """A checkpoint's number and the clock of each worker that it is behind."""
+
+    number: int
+    clocks: dict[int, int]
+
+
+class Announcement(NamedTuple):
+    """The coordinator wants cut ``number``, at ``clock`` or, if that is past, as soon as can be."""
+
+    number: int
+    clock: int
+
+
+@dataclass
+class Markers:
+    """When a worker marks. ``last`` is its last cut, or that of the checkpoint it began with."""
+
+    every: Every = Every()
+    bound: int | None = None
+    last: int = 0
+    announced: Announcement | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether others may be waiting for this worker's marker."""
+        return self.announced is not None and self.announced.number > self.last
+
+    def due(self, clock: int) -> int | None:
+        """The number of the cut that is to be made behind the push of ``clock``; None: none."""
+        if self.bound == 0 and self.every.steps:
+            return clock if clock % self.every.steps == 0 and clock > self.last else None
+        if self.announced is None or not self.asked or clock < self.announced.clock:
+            return None
+        return self.announced.number
+
+
+@dataclass
+class Marks:
+    """The markers that a shard has and has not used up, by worker, the oldest first."""
+
+    _of: dict[int, deque[tuple[int, int]]] = field(default_factory=dict)  # number, clock
+
+    def put(self, worker: int, number: int, clock: int) -> None:
+        """A marker has come."""
+        self._of.setdefault(worker, deque()).append((number, clock))
+
+    def holds(self, worker: int, clock: int) -> bool:
+        """Whether a push of ``worker`` has to wait for other workers' markers."""
+        queue = self._of.get(worker)
+        return queue is not None and clock > queue[0][1]
+
+    def missing(self, live: Collection[int]) -> list[int]:
+        """Whose markers are waited for; empty where no cut is open."""
+        return sorted(set(live) - self._of.keys()) if self._of else []
+
+    def complete(self, live: Collection[int]) -> Cut | None:
+        """The cut for which the markers of all workers ``live`` are there, if there is one."""
+        if not self._of or self.missing(live):
+            return None
+        first = {worker: queue[0] for worker, queue in self._of.items()}
+        numbers = {number for number, _ in first.values()}
+        if len(numbers) > 1:
+            raise ProtocolError(f"workers mark different checkpoints: {sorted(numbers)}")
+        return Cut(numbers.pop(), {worker: clock for worker, (_, clock) in sorted(first.items())})
+
+    def use_up(self) -> None:
+        """The complete cut has been made."""
+        for worker, queue in list(self._of.items()):
+            queue.popleft()
+            if not queue:
+                del self._of[worker]
+
+
+@dataclass
+class CutPlan:
+    """When the coordinator announces a cut. ``clocks`` are the latest ones that it has seen."""
+
+    every: Every
+    bound: int | None
+    clocks: dict[int, int]
+    number: int = 0  # of the last cut
+    under_way: bool = False
+    _since_s: float = math.nan
+    _since_steps: int = 0
+
+    def saw(self, worker: int, clock: int) -> None:
+        """A push has come, or the last clock of a worker that leaves."""
+        self.clocks[worker] = max(clock, self.clocks.get(worker, 0))
+
+    def announce(self, now_s: float) -> Announcement | None:
+        """The cut that is to be made now, if one is due and none is under way."""
+        local = self.bound == 0 and self.every.steps  # each worker knows by itself
+        if not self.every or local or self.under_way or not self.clocks:
+            return None
+        steps = sum(self.clocks.values())
+        if math.isnan(self._since_s):
+            self._since_s, self._since_steps = now_s, steps
+        if self.every.seconds:
+            due = now_s - self._since_s >= self.every.seconds
+        else:
+            due = steps - self._since_steps >= self.every.steps * len(self.clocks)
+        if not due or steps == self._since_steps:
+            return None
+        # In sync mode nobody is further than the round that is open, and all learn of this before
+        # they have the parameters of the next one.
+        clock = max(self.clocks.values()) + 1 if self.bound == 0 else 0
+        self.number = max(self.number + 1, clock or steps // len(self.clocks))
+        self.under_way = True
+        self._since_s, self._since_steps = now_s, steps
+        return Announcement(self.number, clock)

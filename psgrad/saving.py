@@ -1,0 +1,186 @@
+"""A server's part in checkpoints: it copies its shard at the cut, and has it written meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from psgrad.checkpoint.store import Store
+from psgrad.checkpoint.writer import Writer
+from psgrad.committing import Committing
+from psgrad.cuts import Announcement, Cut
+from psgrad.errors import ProtocolError
+from psgrad.intake import PUSH_KINDS
+from psgrad.layout import Float32
+from psgrad.messages import Header, Kind
+from psgrad.shard import Shard
+
+
+@dataclass
+class Saved:
+    """What checkpoints have cost a server so far, the longest one of each."""
+
+    checkpoint_copy_s: float = 0.0  # nothing else happens meanwhile
+    checkpoint_wait_s: float = 0.0  # from the first marker to the last: who came first waits
+
+
+class ServerSaving:
+    """The part of the server on ``rank`` in the checkpoints of ``store``."""
+
+    def __init__(self, store: Store, writer: Writer[dict[str, Any]], rank: int) -> None:
+        self.saved = Saved()
+        self._store = store
+        self._writer = writer
+        self._file = f"server-{rank}.safetensors"
+        self._copies: dict[str, Float32] = {}  # of the last snapshot: memory to be used again
+        self._rows: dict[int, dict[tuple[int, int], Float32]] = {}  # worker -> (chunk, row)
+        self._names: dict[int, list[str]] = {}  # of the rows of each worker
+        self._first_s: float | None = None  # when the first marker of the open cut came
+        self._refused: list[dict[str, Any]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether there will be more to report."""
+        return self._writer.busy or bool(self._refused)
+
+    def row(self, header: Header, values: Float32) -> None:
+        """A part of a worker's own state, before its marker."""
+        self._rows.setdefault(header.worker, {})[header.chunk, header.version] = values
+
+    def marked(self, worker: int, rows: list[str], now_s: float) -> None:
+        """A worker has sent its marker, and ``rows`` are the names of what came before it."""
+        if self._first_s is None:
+            self._first_s = now_s
+        self._names[worker] = rows
+        came = self._rows.get(worker, {})
+        if any(row >= len(rows) for _, row in came):
+            raise ProtocolError(f"worker {worker} sent rows {sorted(came)}, named are {rows}")
+
+    def refuse(self, number: int, reason: str) -> None:
+        """There will be no part of this checkpoint."""
+        self._refused.append(_report(number, reason))
+
+    def copy(self, shard: Shard, cut: Cut, now: Callable[[], float]) -> None:
+        """Copies the shard, which stands at ``cut``, and has the copy written."""
+        start_s = now()
+        first_s, self._first_s = self._first_s, None
+        rows, self._rows = self._rows, {}
+        if first_s is not None:
+            waited = start_s - first_s
+            self.saved.checkpoint_wait_s = max(self.saved.checkpoint_wait_s, waited)
+        if self._writer.busy:
+            self.refuse(cut.number, "the one before it is still being written")
+            return
+        tensors: dict[str, Float32] = {}
+
+        def keep(name: str, array: Float32) -> None:
+            memory = self._copies.get(name)
+            if memory is None:
+                memory = self._copies[name] = np.empty_like(array)
+            np.copyto(memory, array)
+            tensors[name] = memory
+
+        chunks = shard.save(keep)
+        for worker, mine in rows.items():
+            for (chunk, row), values in mine.items():
+                tensors[f"chunk/{chunk}/worker/{worker}/{self._names[worker][row]}"] = values
+        self.saved.checkpoint_copy_s = max(self.saved.checkpoint_copy_s, now() - start_s)
+        self._writer.submit(lambda: self._write(cut.number, tensors, chunks))
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What the coordinator is to be told, once each."""
+        due, self._refused = self._refused, []
+        report = self._writer.poll()
+        return due if report is None else [*due, report]
+
+    def _write(
+        self, number: int, tensors: Mapping[str, Float32], chunks: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """In the writer's thread."""
+        try:
+            record = self._store.write(number, self._file, tensors)
+        except OSError as error:
+            return _report(number, f"{self._file}: {error.strerror or error}")
+        return {**_report(number, None), "file": asdict(record), "chunks": dict(chunks)}
+
+
+def _report(number: int, error: str | None) -> dict[str, Any]:
+    return {"number": number, "error": error, "file": None, "chunks": {}}
+
+
+class Checkpoints:
+    """The checkpoints of a run, as one server sees them; the coordinator has ``committing``."""
+
+    def __init__(self, saving: ServerSaving, committing: Committing | None, together: bool) -> None:
+        """``together``: all workers cut at one clock, as in sync mode."""
+        self._saving = saving
+        self._committing = committing
+        self._together = together
+
+    @property
+    def busy(self) -> bool:
+        """Whether something of a checkpoint is still to be done."""
+        return self._saving.busy or (self._committing is not None and self._committing.busy)
+
+    def registered(self, about: Mapping[str, Any], clocks: Mapping[int, int]) -> None:
+        """Workers are at ``clocks``; manifests say ``about`` of the run."""
+        if self._committing is not None:
+            self._committing.registered(about, clocks)
+
+    def row(self, header: Header, values: Float32) -> None:
+        """A part of a worker's own state, before its marker."""
+        self._saving.row(header, values)
+
+    def marked(self, header: Header, said: Mapping[str, Any], now_s: float) -> None:
+        """A worker has sent its marker."""
+        self._saving.marked(header.worker, list(said["rows"]), now_s)
+        if self._committing is not None:
+            self._committing.marked(header.worker, said["state"])
+
+    def left(self, header: Header, said: Mapping[str, Any]) -> None:
+        """A worker has left."""
+        if self._committing is not None:
+            self._committing.saw(header.worker, header.clock)
+            self._committing.marked(header.worker, said["state"])
+
+    def announce(self, header: Header, now_s: float) -> Announcement | None:
+        """A message about a chunk has come: the cut that is due now, if one is."""
+        if self._committing is None:
+            return None
+        if header.kind in PUSH_KINDS or header.kind is Kind.SETTLE:
+            self._committing.saw(header.worker, header.clock)
+        return self._committing.announce(now_s)
+
+    def copy(self, shard: Shard, cut: Cut, now: Callable[[], float]) -> None:
+        """Copies the shard, which stands at ``cut``, and has the copy written."""
+        if self._committing is not None:
+            self._committing.opened(cut)
+        if self._together and len(set(cut.clocks.values())) > 1:
+            # Announced to workers that had gone on, or of groups that never were in step.
+            where = ", ".join(f"worker {w} at {clock}" for w, clock in cut.clocks.items())
+            self._saving.refuse(cut.number, f"workers were not in step: {where}")
+        else:
+            self._saving.copy(shard, cut, now)
+
+    def take(self, report: Mapping[str, Any]) -> None:
+        """A server's report has come to the coordinator."""
+        if self._committing is None:
+            raise ProtocolError("only the coordinator takes reports of checkpoints")
+        self._committing.take(report)
+
+    def advance(self) -> tuple[list[dict[str, Any]], str | None]:
+        """Reports for the coordinator, and what is to be logged."""
+        reports = self._saving.reports()
+        if self._committing is None:
+            return reports, None
+        for report in reports:
+            self._committing.take(report)
+        return [], self._committing.advance()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters, by name."""
+        committed = {} if self._committing is None else asdict(self._committing.committed)
+        return {**asdict(self._saving.saved), **committed}
