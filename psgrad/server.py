@@ -111,7 +111,6 @@ class Server:
             if self._recorder is not None:
                 self._recorder.took(peer, header)
             self._handle(header, payload)
-        self._transport.flush()
         self._sharing.close()
         if self._shard is not None and (blocked := self._shard.blocked()):
             raise ProtocolError("the run ended with unanswered messages: " + "; ".join(blocked))

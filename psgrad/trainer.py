@@ -28,11 +28,18 @@ SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
 class Tally:
     """What a worker counts of its training; a part of its checkpoints."""
 
-    def __init__(self) -> None:
-        self.steps = 0
+    def __init__(self, worker: Worker) -> None:
+        self.steps = 0  # those with a gradient, of which several may be one push
         self.samples = 0
         self.loss = 0.0  # smoothed, as is accuracy
         self.accuracy = 0.0
+        self._worker = worker
+        self._before = -worker.clock  # pushes of the runs before, less the clock at the start
+
+    @property
+    def pushes(self) -> int:
+        """How many steps were pushed."""
+        return self._before + self._worker.clock
 
     def add(self, samples: int, loss: float, accuracy: float) -> None:
         """One more step."""
@@ -46,15 +53,22 @@ class Tally:
         """Counts what several workers have counted."""
         self.steps = sum(state["steps"] for state in states)
         self.samples = sum(state["samples"] for state in states)
+        self._before += sum(state["pushes"] for state in states)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
-        return dict(vars(self))
+        """How things are when the push that begins now is done."""
+        return {
+            "steps": self.steps,
+            "samples": self.samples,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "pushes": self.pushes + 1,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state of ``state_dict``."""
-        for name in vars(self):
-            setattr(self, name, state[name])
+        self.merge([state])
+        self.loss, self.accuracy = state["loss"], state["accuracy"]
 
 
 class Trainer:
@@ -83,7 +97,6 @@ class Trainer:
         self._progress = progress
         self._pace = pace
         self._show = show
-        self._tally = Tally()
         self._batches = Batches(
             loaded.mine, config.batch_size, config.seed, worker.rank, config.epochs
         )
@@ -93,6 +106,7 @@ class Trainer:
         config, worker, dataset = self._config, self._worker, self._data.dataset
         model = config.model.value
         worker.register(model.init(dataset.features, dataset.classes, config.seed))
+        self._tally = Tally(worker)
         learner = self._learner()
         self._resume(learner)
         before = self._tally.samples
@@ -101,12 +115,12 @@ class Trainer:
             self._show(summary.opening(config, worker, self._folder))
         start = worker.now()
         self._epochs(compute, learner, mpi_rank)
+        tally, pushes = self._tally, self._tally.pushes
         worker.leave()  # may push once more: what feedback has kept back
-        tally = self._tally
         totals = worker.mean(
             {
                 "samples": tally.samples - before,
-                "steps": tally.steps,
+                "steps": pushes,
                 "skipped": learner.skipped,
             }
         )

@@ -15,6 +15,7 @@ TREE = {
     "DataError": (2, ValueError),
     "LayoutError": (2, ValueError),
     "NonFiniteError": (1, ArithmeticError),
+    "CheckpointError": (1, PsgradError),
     "WireError": (1, PsgradError),
     "ProtocolError": (1, PsgradError),
     "LaunchError": (2, PsgradError),

@@ -108,6 +108,10 @@ def test_numbers_on_the_wire_never_change():
         "SHARED": 17,
         "SETTLE": 18,
         "RECEIVED": 19,
+        "CUT": 20,
+        "STATE": 21,
+        "MARK": 22,
+        "WRITTEN": 23,
     }
     assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4]
 

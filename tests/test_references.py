@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from psgrad.codecs import DIFFERENCES, Workspace, parse
 from psgrad.codecs.base import add_into
-from psgrad.errors import ConfigError
 from psgrad.layout import Chunk, Layout, SegmentOptions, assign
 from psgrad.references import Difference, References, references_nbytes
 
