@@ -63,6 +63,7 @@ def run(
     feedback: str = "auto",
     zstd: str = "auto",
     seed: int = 0,
+    aggregate: str = "mean",
     comm: MPI.Intracomm | None = None,
 ) -> T | None:
     """Runs ``main(worker)`` on every worker rank and serves parameters on the others.
@@ -88,6 +89,10 @@ def run(
     whether payloads are compressed once more (auto: where that saves time), and ``seed`` keys the
     codecs' randomness.
 
+    ``aggregate`` is what of a synchronous round is applied: ``"mean"``, or ``"median"``,
+    ``"trimmed-mean:f"`` or ``"krum:f"``, which some wrong workers cannot steer. These ignore
+    weights.
+
     Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
     arguments that differ between ranks. An exception in main ends the whole job.
     """
@@ -110,6 +115,7 @@ def run(
             feedback=feedback,
             zstd=zstd,
             seed=seed,
+            aggregate=aggregate,
         )
 
 

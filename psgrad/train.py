@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad import faults, outer, runfolder, summary
+from psgrad import aggregate, faults, outer, runfolder, summary
 from psgrad.codecs import Compression
 from psgrad.compute import Compute, WorkerData, load_data
 from psgrad.config import Config, Source, Tables, resolve
@@ -57,6 +57,7 @@ def configure(sources: list[Source]) -> Config:
     # What these refuse would be refused by the ranks, later.
     check_chunk_bytes(config.chunk_bytes)
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
+    aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
     return config
 
@@ -98,9 +99,8 @@ def train_in(
     kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank)))
     made = session.agree(lambda: runfolder.create(config, stamp) if session.rank == 0 else Path())
     folder = Path(session.first(str(made)))
-    role = roles.name(session.rank)
     first_worker = session.rank == roles.rank_of(0)
-    name = f"{role}-{session.rank}"
+    name = f"{roles.name(session.rank)}-{session.rank}"
 
     def main(worker: Worker) -> None:
         assert loaded is not None, "workers have data"
@@ -136,6 +136,7 @@ def train_in(
             feedback=config.feedback,
             zstd=config.zstd,
             seed=config.seed,
+            aggregate=config.aggregate,
             sink=journal,
             recorder=recorder,
         )
@@ -229,7 +230,7 @@ class Trainer:
         config, worker = self._config, self._worker
         overlap = config.overlap == "on"
         # A fault is planted in gradients that are complete: then none of them has left before.
-        planted = any(fault.kind == "nan" for fault in self._planted)
+        planted = any(fault.kind in faults.IN_GRADIENTS for fault in self._planted)
         early = Hooks(worker.wait) if planted else Hooks(worker.wait, worker.ready)
         hooks = early if overlap else Hooks()
         loss_now = accuracy_now = 0.0

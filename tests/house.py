@@ -32,8 +32,9 @@ HOUSE = (
     Row(1, "kernels layout messages metrics roles"),
     Row(1, "record"),
     Row(1, "arrays config pace"),
-    Row(2, "codecs consistency data guard models optimizers schedules"),
+    Row(2, "aggregate codecs consistency data guard models optimizers schedules"),
     Row(2, "outer update"),
+    Row(2, "aggregator"),
     Row(2.5, "transport", sees=1),  # stands beside the floors
     Row(3, "coordinator numbering options references"),
     Row(3, "links pools sharing"),
