@@ -35,6 +35,7 @@ _KEYS: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, float]]]] = Mappin
     }
 )
 
+KINDS: Final = tuple(_KEYS)
 IN_GRADIENTS: Final = frozenset({"nan", "signflip"})
 """What is planted in a gradient that is complete, before any of it has left."""
 
