@@ -144,7 +144,8 @@ def parse(text: str) -> Aggregate | None:
             raise ConfigError(f"aggregate {text!r}: {name} takes no option; write {name}")
         return None if kind is None else Median()
     number = argument.strip().removeprefix("f=")
-    if not (number.isascii() and number.isdigit() and int(number) >= 1):
+    digits = number.isascii() and number.isdigit() and len(number) < 10  # Python limits more
+    if not (digits and int(number) >= 1):
         raise ConfigError(
             f"aggregate {text!r}: f, how many workers may be wrong, must be a whole number of at "
             f"least 1, got {number!r}; write {name}:1, or use mean"

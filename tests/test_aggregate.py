@@ -56,6 +56,7 @@ F = "f, how many workers may be wrong, must be a whole number of at least 1, got
         ("krum", f"aggregate 'krum': {F} ''; write krum:1, or use mean"),
         ("krum:0", f"aggregate 'krum:0': {F} '0'"),
         ("krum:-1", f"aggregate 'krum:-1': {F} '-1'"),
+        ("krum:" + 5000 * "9", "aggregate 'krum:999"),
         ("krum:1.5", f"aggregate 'krum:1.5': {F} '1.5'"),
         ("krum:²", f"aggregate 'krum:²': {F} '²'"),
         ("trimmed-mean:m=1", f"aggregate 'trimmed-mean:m=1': {F} 'm=1'; write trimmed-mean:1"),
