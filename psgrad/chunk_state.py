@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from psgrad.aggregate import Aggregate
 from psgrad.codecs import Codec
 from psgrad.layout import Chunk, Float32, SegmentOptions
 from psgrad.messages import Header
@@ -29,6 +30,7 @@ class Rules:
     differences: Codec | None = None  # pulls are differences to what the worker holds
     seed: int = 0  # of what that codec draws
     threads: int = 1  # that share the arithmetic on one chunk; no result depends on it
+    aggregate: Aggregate | None = None  # in sync mode, what stands for a round; None: the mean
 
 
 class Reply(NamedTuple):

@@ -54,6 +54,10 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
         "feedback",
         "what becomes of what a codec does not send: auto, none, ef, ef21, dgc",
     ),
+    "--aggregate": (
+        "aggregate",
+        "what of a round of sync is applied: mean, median, trimmed-mean:1 or krum:1 (mean)",
+    ),
     "--zstd": ("zstd", "compress payloads once more: auto (where it saves time), on, off"),
     "--partition": ("dataset.partition", "samples to workers: iid, by-label or contiguous"),
     "--seed": ("seed", "of parameters, data split and batches (1)"),
@@ -73,7 +77,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
 # Never TOML: a file may be called 7.
 STRINGS: Final = frozenset(
     {"--model", "--dataset", "--run-dir", "--codec", "--pull-codec", "--feedback", "--zstd"}
-    | {"--simulate", "--pace", "--checkpoint-every", "--checkpoint-dir", "--resume"}
+    | {"--aggregate", "--simulate", "--pace", "--checkpoint-every", "--checkpoint-dir", "--resume"}
 )
 
 BLAS_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

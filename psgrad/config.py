@@ -85,6 +85,7 @@ class Config:
         "auto", "what becomes of what a codec does not send: auto, none, ef, ef21, dgc"
     )
     zstd: str = _key("auto", "zstd behind the codec: auto (where it saves time), on, off")
+    aggregate: str = _key("mean", "what of a synchronous round is applied, such as median")
     seed: int = _key(1, "of parameters, data split and batches", least=0)
     device: str = _key("auto", "auto, cpu or gpu", among=("auto", "cpu", "gpu"))
     chunk_bytes: int = _key(0, "bytes of a chunk; 0: the default grid", least=0)

@@ -1,10 +1,12 @@
 """Faults planted on purpose, for experiments: ``slow:rank=3,factor=5``.
 
-=========================  ================================================================
-``slow:rank=R,factor=F``   rank R takes F times as long to compute a gradient
-``nan:rank=R,step=S``      rank R's gradient of step S has a NaN (``steps=N``: of N steps)
-``fail:rank=R,step=S``     rank R raises RuntimeError before its step S
-=========================  ================================================================
+==============================  ===========================================================
+``slow:rank=R,factor=F``        rank R takes F times as long to compute a gradient
+``nan:rank=R,step=S``           rank R's gradient of step S has a NaN (``steps=N``: of N
+                                steps)
+``fail:rank=R,step=S``          rank R raises RuntimeError before its step S
+``signflip:rank=R,factor=F``    rank R pushes each gradient times -F
+==============================  ===========================================================
 
 Ranks are MPI ranks, as ``mpirun`` counts them; steps count from 1.
 """
@@ -29,8 +31,13 @@ _KEYS: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, float]]]] = Mappin
         "slow": (("rank", "factor"), {}),
         "nan": (("rank", "step"), {"steps": 1.0}),
         "fail": (("rank", "step"), {}),
+        "signflip": (("rank", "factor"), {}),
     }
 )
+
+KINDS: Final = tuple(_KEYS)
+IN_GRADIENTS: Final = frozenset({"nan", "signflip"})
+"""What is planted in a gradient that is complete, before any of it has left."""
 
 
 @dataclass(frozen=True)
@@ -99,5 +106,8 @@ def apply(faults: Sequence[Fault], worker: Worker, mpi_rank: int, compute_s: flo
             worker.sleep((fault.factor - 1) * compute_s)
         elif fault.kind == "nan" and fault.step <= step < fault.step + fault.steps:
             next(iter(worker.grads.values())).flat[0] = np.nan
+        elif fault.kind == "signflip":
+            for grad in worker.grads.values():
+                grad *= np.float32(-fault.factor)
         elif fault.kind == "fail" and fault.step == step:
             raise RuntimeError(f"planted failure at step {step}")

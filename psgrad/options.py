@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Final
 
+from psgrad.aggregate import Aggregate, check_workers
+from psgrad.aggregate import check as check_aggregate
 from psgrad.checkpointing import CheckpointOptions
 from psgrad.codecs import Compression
 from psgrad.errors import ConfigError, unknown_name
@@ -49,7 +51,9 @@ class Options:
     checkpoint_keep: int = 2
     resume: str = ""
     checkpoints: CheckpointOptions = field(init=False, repr=False)
+    aggregate: str = "mean"
     compression: Compression = field(init=False, repr=False)
+    robust: Aggregate | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         fixed = {
@@ -74,7 +78,7 @@ class Options:
         _known("schedule", self.schedule, tuple(SCHEDULES.values()), "psgrad.Cosine(total=1000)")
         if self.shared_memory not in SHARED_MEMORY:
             raise ConfigError(unknown_name("shared_memory", self.shared_memory, SHARED_MEMORY))
-        for name in ("codec", "pull_codec", "feedback", "zstd"):
+        for name in ("codec", "pull_codec", "feedback", "zstd", "aggregate"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a string, got {getattr(self, name)!r}")
         compression = Compression.of(self.codec, self.pull_codec, self.feedback, self.zstd)
@@ -93,6 +97,8 @@ class Options:
             self.checkpoint_dir, self.checkpoint_every, self.checkpoint_keep, self.resume
         )
         object.__setattr__(self, "checkpoints", checkpoints)
+        robust = check_aggregate(self.aggregate, self.staleness, compression.feedback)
+        object.__setattr__(self, "robust", robust)
 
     def describe(self) -> dict[str, Any]:
         """What ranks compare."""
@@ -105,12 +111,17 @@ class Options:
     def roles(self, size: int) -> Roles:
         """The roles of ``size`` ranks; raises ``ConfigError`` where there are too few."""
         roles = Roles(size, self.servers)
+        if self.robust is not None:
+            check_workers(self.robust, roles.workers)
         for segment in self.segments:
             if segment.members is not None and segment.members[-1] >= roles.workers:
                 raise ConfigError(
                     f"segment {segment.match!r} has member {segment.members[-1]}, but worker "
                     f"indices go from 0 to {roles.workers - 1}"
                 )
+            if self.robust is not None and segment.members is not None:
+                of = f" as members of segment {segment.match!r}"
+                check_workers(self.robust, len(segment.members), of)
         return roles
 
 

@@ -317,6 +317,7 @@ class Server:
             options.threads(
                 self._transport.cores, len(self._roles.servers_beside(self._transport.rank))
             ),
+            options.robust,
         )
         # A worker that was done before it registered never pushes: nobody waits for it.
         self._shard = self._kind_of_shard(layout, mine, workers, rules)

@@ -74,6 +74,7 @@ def run(
     checkpoint_every: str = "",
     checkpoint_keep: int = 2,
     resume: str = "",
+    aggregate: str = "mean",
     comm: MPI.Intracomm | None = None,
 ) -> T | None:
     """Runs ``main(worker)`` on every worker rank and serves parameters on the others.
@@ -104,6 +105,9 @@ def run(
     ``checkpoint_keep`` stay. ``resume`` is ``"auto"`` for the newest valid one there, where there
     is one, or a folder: the run then goes on from it, with any number of servers and workers. See
     ``Worker.keep`` for what scripts have to keep themselves, such as the place in their data.
+    ``aggregate`` is what of a synchronous round is applied: ``"mean"``, or ``"median"``,
+    ``"trimmed-mean:f"`` or ``"krum:f"``, which some wrong workers cannot steer. These ignore
+    weights.
 
     Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
     arguments that differ between ranks. An exception in main ends the whole job.
@@ -131,6 +135,7 @@ def run(
             checkpoint_every=checkpoint_every,
             checkpoint_keep=checkpoint_keep,
             resume=resume,
+            aggregate=aggregate,
         )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad import shard_state
+from psgrad.aggregator import Aggregator
 from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules
 from psgrad.consistency import (
     may_accept,
@@ -55,6 +56,8 @@ class Shard:
         self._updater = Updater.of(
             rules.optimizer, fastest() if large else plain, Crew(rules.threads)
         )
+        robust = rules.aggregate
+        self._robust = None if robust is None else Aggregator(robust, self._updater.crew)
         everyone = sorted(workers)
         self._live = set(everyone)  # those that have not left
         self._marks = Marks()
@@ -343,6 +346,10 @@ class Shard:
         self.counters.skipped += len(pushes) - len(arrays)
         if not arrays:
             return
+        if self._robust is not None:
+            clock = pushes[0].header.clock
+            arrays = [self._robust.combine(arrays, state.chunk.size, clock)]
+            weights = [1.0]
         if state.options.buffer:
             share = 1.0 if self.rules.bound == 0 else 1 / len(state.clocks)
             self._updater.average(state.params, arrays, weights, share)

@@ -19,6 +19,8 @@ def opening(config: Config, worker: Worker, folder: Path) -> str:
     mode = {0: "sync", None: "async"}.get(config.bound, f"ssp, staleness {config.bound}")
     if config.local:
         mode += f", {_count(config.local_steps, 'local step')}"
+    if config.aggregate != "mean":
+        mode += f", {config.aggregate}"
     if config.elastic:
         mode += f", elastic {config.elastic:g}"
     return (
@@ -55,6 +57,7 @@ def closing(
         "staleness_bound": config.bound,
         "staleness_max": max(stats["staleness_max"] for stats in servers),
         **(local if config.local else {}),
+        **({"aggregate": config.aggregate} if config.aggregate != "mean" else {}),
         "workers": worker.size,
         "servers": config.servers,
         "shard_balance": servers[0]["balance"],

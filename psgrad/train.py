@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad import faults, outer, runfolder
+from psgrad import aggregate, faults, outer, runfolder
 from psgrad.codecs import Compression
 from psgrad.compute import load_data
 from psgrad.config import Config, Source, Tables, resolve
@@ -52,6 +52,7 @@ def configure(sources: list[Source]) -> Config:
     # What these refuse would be refused by the ranks, later.
     check_chunk_bytes(config.chunk_bytes)
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
+    aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
     return config
 
@@ -93,9 +94,8 @@ def train_in(
     kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank)))
     made = session.agree(lambda: runfolder.create(config, stamp) if session.rank == 0 else Path())
     folder = Path(session.first(str(made)))
-    role = roles.name(session.rank)
     first_worker = session.rank == roles.rank_of(0)
-    name = f"{role}-{session.rank}"
+    name = f"{roles.name(session.rank)}-{session.rank}"
 
     def main(worker: Worker) -> None:
         assert loaded is not None, "workers have data"
@@ -138,6 +138,7 @@ def train_in(
             checkpoint_every=config.checkpoint_every,
             checkpoint_keep=config.checkpoint_keep,
             resume=config.resume,
+            aggregate=config.aggregate,
             sink=journal,
             recorder=recorder,
         )

@@ -152,7 +152,7 @@ class Trainer:
         config, worker = self._config, self._worker
         overlap = config.overlap == "on"
         # A fault is planted in gradients that are complete: then none of them has left before.
-        planted = any(fault.kind == "nan" for fault in self._planted)
+        planted = any(fault.kind in faults.IN_GRADIENTS for fault in self._planted)
         early = Hooks(worker.wait) if planted else Hooks(worker.wait, worker.ready)
         hooks = early if overlap else Hooks()
         tally = self._tally

@@ -277,7 +277,7 @@ class Worker:
         """Ends this worker's pushes: rounds close and bounds hold without it. Pulls still work.
 
         What error feedback has kept back is pushed first, as float32: one more step, which nobody
-        waits for.
+        waits for; with a robust aggregate it is lost.
         """
         if self._left or self._exchange is None:
             return
@@ -289,7 +289,8 @@ class Worker:
             )
         exchange.wait()
         exchange.state.memory.detach()  # rounds close without this worker from now on
-        exchange.flush_residual()
+        if self._options.robust is None:  # what some have kept is no round of gradients
+            exchange.flush_residual()
         said = exchange.marking.last_words(exchange.position)
         exchange.marking.over = True
         self._links.ask_all(Header(Kind.LEAVE, clock=self.clock), Kind.LEFT, said)

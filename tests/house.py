@@ -32,8 +32,9 @@ HOUSE = (
     Row(1, "kernels layout messages metrics roles"),
     Row(1, "record"),
     Row(1, "arrays config pace"),
-    Row(2, "codecs consistency cuts data guard models optimizers schedules"),
+    Row(2, "aggregate codecs consistency cuts data guard models optimizers schedules"),
     Row(2, "checkpointing outer update"),
+    Row(2, "aggregator"),
     Row(2.5, "transport", sees=1),  # stands beside the floors
     Row(3, "checkpoint coordinator numbering options references worker_state"),
     Row(3, "links pools sharing"),

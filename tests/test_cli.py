@@ -118,6 +118,7 @@ def test_every_option_names_a_key(option):
         ("--pull-codec", "none", "pull_codec", "none"),
         ("--feedback", "none", "feedback", "none"),
         ("--zstd", "on", "zstd", "on"),
+        ("--aggregate", "mean", "aggregate", "mean"),
         ("--partition", "by-label", "dataset.partition", "by-label"),
         ("--seed", "9", "seed", 9),
         ("--device", "cpu", "device", "cpu"),

@@ -110,7 +110,7 @@ def test_the_default_of_each_table_is_said(table):
 
 def test_each_fault_is_one_that_can_be_planted():
     examples = re.findall(r"^``(\w+:[\w=,]+)``", CONFIGURATION, re.MULTILINE)
-    assert {faults.parse(text, Roles(4, 1)).kind for text in examples} == {"slow", "nan", "fail"}
+    assert {faults.parse(text, Roles(4, 1)).kind for text in examples} == set(faults.KINDS)
 
 
 def test_the_toml_example_is_a_configuration(tmp_path):

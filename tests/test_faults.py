@@ -24,6 +24,7 @@ ROLES = Roles(4, 1)
         ("nan:rank=2,step=7", Fault("nan", 2, step=7, steps=1)),
         ("nan:rank=2,step=7,steps=3", Fault("nan", 2, step=7, steps=3)),
         ("fail:rank=2,step=1", Fault("fail", 2, step=1)),
+        ("signflip:rank=2,factor=10", Fault("signflip", 2, factor=10.0)),
     ],
 )
 def test_what_a_text_means(text, fault):
@@ -33,11 +34,13 @@ def test_what_a_text_means(text, fault):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "unknown fault ''. Known: fail, nan, slow"),
+        ("", "unknown fault ''. Known: fail, nan, signflip, slow"),
         ("slwo:rank=1,factor=2", "unknown fault 'slwo'; did you mean 'slow'?"),
         ("slow", "unknown key of slow ''"),
         ("slow:rank=1", "slow needs factor"),
         ("fail:step=1", "fail needs rank"),
+        ("signflip:rank=1", "signflip needs factor"),
+        ("signflip:rank=1,factor=0", "factor must be finite and at least 1, got 0"),
         ("slow:rank=1,facto=2", "unknown key of slow 'facto'; did you mean 'factor'?"),
         ("slow:rank=1,factor=2,step=3", "unknown key of slow 'step'"),
         ("slow:rank=one,factor=2", "rank must be a number, got 'one'"),
@@ -99,12 +102,21 @@ def test_a_rank_fails_before_its_step():
 
 
 @pytest.mark.parametrize(
-    "text", ["slow:rank=1,factor=5", "nan:rank=1,step=1", "fail:rank=1,step=1"]
+    "text",
+    ["slow:rank=1,factor=5", "nan:rank=1,step=1", "fail:rank=1,step=1", "signflip:rank=1,factor=2"],
 )
 def test_other_ranks_are_left_alone(text):
     worker = plant(text, 0, rank=2)
     assert worker.slept == []
-    assert np.isfinite(worker.grads["w"]).all()
+    np.testing.assert_array_equal(worker.grads["w"], 1.0)
+
+
+def test_a_sign_is_flipped_in_every_step():
+    for clock in (0, 7):
+        worker = plant("signflip:rank=2,factor=2.5", clock)
+        for grad in worker.grads.values():
+            np.testing.assert_array_equal(grad, -2.5)
+        assert worker.slept == []
 
 
 def test_several_faults_at_once():

@@ -18,6 +18,7 @@ WORKS = {
     "caught": 4,
     "late_start": 4,
     "ef21": 5,
+    "outvoted": 6,
     "pulled_in_8_bits": 5,
     "pulled_differences": 5,
     "shared": 5,
@@ -86,6 +87,12 @@ FAILS = {
         "rank 0 (coordinator, {host}): ConfigError: feedback ef21 needs all 3 workers in every "
         "round, round 5 has 2: a worker has left; give all workers the same number of steps, or "
         "use feedback ef",
+    ),
+    "outvoted_uneven": (
+        2,
+        "rank 0 (coordinator, {host}): ConfigError: aggregate median needs 3 gradients in every "
+        "round, round 5 has 2: a worker has left, or its step was empty; give all workers the same "
+        "number of steps, start more, or use aggregate mean",
     ),
     "never_finite": (
         1,

@@ -149,6 +149,23 @@ def ef21_uneven(worker):
         worker.step(decay(params))
 
 
+def outvoted(worker):
+    """A worker that pushes anything is one of the trimmed: the others move the parameters."""
+    params = worker.register(arrays(0.0))
+    for value in (1e30, -7.0, 2.0):
+        grads = {name: np.full_like(v, worker.rank) for name, v in params.items()}
+        if worker.rank == 3:
+            grads = {name: np.full_like(v, value) for name, v in params.items()}
+        before = params["w"].copy()
+        worker.step(grads, weight=64 if worker.rank == 3 else 1)
+        moved = {1e30: 1.5, -7.0: 0.5, 2.0: 1.5}[value]  # of 0, 1, 2: without the largest, smallest
+        assert np.allclose(params["w"] - before, -0.1 * moved)
+
+
+def outvoted_uneven(worker):
+    ef21_uneven(worker)
+
+
 def pulled_in_8_bits(worker):
     """Parameters come within half a step of int8; a dense pull brings what the servers have."""
     rng = np.random.default_rng(1)
@@ -494,6 +511,8 @@ OPTIONS = {
     },
     "clipped": {"clip_norm": 1.0},
     "ef21": {"codec": "topk:0.05", "feedback": "ef21", "servers": 2, "chunk_bytes": 2048},
+    "outvoted": {"aggregate": "trimmed-mean:1", "servers": 2, "chunk_bytes": 1024},
+    "outvoted_uneven": {"aggregate": "median"},
     "ef21_uneven": {"codec": "sign", "feedback": "ef21"},
     "pulled_in_8_bits": {"pull_codec": "int8", "servers": 2, "chunk_bytes": 1024},
     "pulled_differences": {"pull_codec": "topk:0.05", "servers": 2, "chunk_bytes": 4096},
