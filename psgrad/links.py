@@ -64,8 +64,7 @@ class ServerLinks:
         self._servers = list(roles.server_ranks)
         self._worker = roles.worker_of(transport.rank)
         self._run = run
-        self.window = window
-        """How many chunks may be unanswered at one server."""
+        self._window = window  # chunks that may be unanswered at one server
         self._pull = pull  # what encoded parameters are to be opened with
         self._unanswered = dict.fromkeys(self._servers, 0)
         self._expected: set[int] = set()  # chunks whose parameters come without a request
@@ -91,7 +90,7 @@ class ServerLinks:
 
     def request(self, server: int, header: Header, payload: Buffer | None = None) -> None:
         """Sends a message about a chunk, when the window has room for it."""
-        while self._unanswered[server] >= self.window:
+        while self._unanswered[server] >= self._window:
             self._take_one()
         self._unanswered[server] += 1
         if header.chunk in self._held and header.kind in (Kind.PULL, Kind.STEP):
@@ -137,7 +136,7 @@ class ServerLinks:
 
     def has_room(self, server: int) -> bool:
         """Whether ``request`` would send at once."""
-        return self._unanswered[server] < self.window
+        return self._unanswered[server] < self._window
 
     def take(self) -> None:
         """Waits for one message, and takes it."""
