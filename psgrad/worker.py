@@ -158,9 +158,10 @@ class Worker:
     def ready(self, names: str | Iterable[str]) -> None:
         """The gradients ``names`` of the next step are final, and lie in ``grads``.
 
-        The chunks that are complete by that leave at once, while the rest of the backward pass
-        computes; ``step_async`` or ``step`` ends the step. No update is made of any of them before.
-        Until then, and until ``wait``, they must not be written again.
+        The chunks that are complete by that leave as far as their servers' windows have room, while
+        the rest of the backward pass computes; ``step_async`` or ``step`` ends the step. No update
+        is made of any of them before. Until then, and until ``wait``, they must not be written
+        again.
         """
         self._check_here()
         self._live().ready((names,) if isinstance(names, str) else names)
