@@ -154,7 +154,9 @@ class Server:
     def _settle(self, shard: Shard, end: Header, payload: Any) -> None:
         """A worker's open step has ended: its chunks are pushes now, or empty ones."""
         scale = np.float32(decode_json(payload)["scale"]) if end.nbytes else None
-        shard.share_work(False)  # who pushes like this computes meanwhile
+        # Workers on this node's CPU compute meanwhile, and threads would take their cores. Those
+        # elsewhere or on a GPU need none here, but are not told apart. An exception ends the job.
+        shard.share_work(False)
         for header, grad in self._open.settle(end):
             shared = header.flags & Flag.SHARED
             if end.weight == 0 and grad is not None:
