@@ -13,12 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad.arguments import Parser
+from psgrad.arguments import Parser, output
 from psgrad.commands import COMMANDS
 from psgrad.errors import CAUSE, ConfigError, LaunchError, PsgradError
 from psgrad.version import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from psgrad.config import Config
 
 DESCRIPTION: Final = """\
@@ -165,10 +167,8 @@ def _cpu() -> str:
     return ""
 
 
-def _simulate(config: Config, trace: str | None, stamp: str) -> int:
+def _simulate(config: Config, trace: Path | None, stamp: str) -> int:
     """One process is all ranks, so nobody has to agree on anything."""
-    from pathlib import Path
-
     from psgrad import simulate
 
     if _ranks_here(os.environ) > 1:
@@ -176,8 +176,7 @@ def _simulate(config: Config, trace: str | None, stamp: str) -> int:
             "a simulated run has all its ranks in one process; start it without mpirun and without "
             "psgrad run"
         )
-    path = Path(trace) if trace else None
-    simulate.train(simulate.configured(config), stamp, sys.stderr.isatty(), path, _about())
+    simulate.train(simulate.configured(config), stamp, sys.stderr.isatty(), trace, _about())
     return 0
 
 
@@ -301,7 +300,9 @@ def _train_parser() -> Parser:
         parser.add_argument(option, metavar=metavar, help=text)
     parser.add_argument("--json", action="store_true", help="summary as JSON on the last line")
     parser.add_argument("--record", action="store_true", help="write down what psgrad replay needs")
-    parser.add_argument("--trace", metavar="JSON", help="of a simulated run, for Perfetto")
+    parser.add_argument(
+        "--trace", type=output, metavar="JSON", help="of a simulated run, for Perfetto"
+    )
     parser.add_argument(
         "--inject", action="append", metavar="FAULT", help="plant a fault: slow:rank=3,factor=5"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from psgrad.arguments import Parser
+from psgrad.arguments import Parser, output
 from psgrad.errors import ConfigError
 
 
@@ -55,7 +55,9 @@ def simulate(argv: Sequence[str]) -> int:
     which.add_argument("--minutes", type=float, metavar="M", help="seeds one after another")
     schedules.add_argument("--set", action="append", metavar="FIELD=VALUE", help="change it")
     schedules.add_argument("--first", type=_whole, metavar="N", help="the first seed of --minutes")
-    schedules.add_argument("--trace", metavar="JSON", help="of the schedule, for Perfetto")
+    schedules.add_argument(
+        "--trace", type=output, metavar="JSON", help="of the schedule, for Perfetto"
+    )
     group = parser.add_argument_group("scale")
     for option in fields(study.Options):
         name, text = _scale_name(option.name), option.metadata["help"]
@@ -104,7 +106,7 @@ def _soak_of(parser: Parser, given: Mapping[str, Any]) -> int:
     return _soak(given["minutes"], given.get("first"))
 
 
-def _one_schedule(seed: int, settings: Sequence[str], trace: str | None) -> int:
+def _one_schedule(seed: int, settings: Sequence[str], trace: Path | None) -> int:
     from psgrad import rehearsal
     from psgrad.scenario import Scenario, change, describe
     from psgrad.transport.clockwork import SimulationError
@@ -122,7 +124,7 @@ def _one_schedule(seed: int, settings: Sequence[str], trace: str | None) -> int:
         raise
     finally:
         if trace:
-            write_chrome_trace(Path(trace), events, scenario.names)
+            write_chrome_trace(trace, events, scenario.names)
             print(f"trace of {len(events)} events in {trace}; open it at https://ui.perfetto.dev")
     print(
         f"passed: {outcome.messages} messages in {outcome.seconds:.6g} virtual seconds, "
