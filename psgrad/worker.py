@@ -21,7 +21,7 @@ from psgrad.exchange import Exchange
 from psgrad.joining import Joining, alike
 from psgrad.layout import Layout
 from psgrad.links import ServerLinks
-from psgrad.messages import Flag, Header, Kind, decode_json, encode_json
+from psgrad.messages import NO_RATE, Flag, Header, Kind, decode_json, encode_json
 from psgrad.options import Options
 from psgrad.record import Recorder
 from psgrad.roles import Roles
@@ -56,6 +56,7 @@ class Worker:
             transport, roles, run, options.window, options.compression.pull, recorder
         )
         self._exchange: Exchange | None = None
+        self._rate = NO_RATE  # what was set before the registration
         self._rendezvous = 0
         self._left = False
 
@@ -132,6 +133,7 @@ class Worker:
             raise LayoutError("register() takes all parameters in one call, it was called twice")
         joining = Joining(self._transport, self._roles, self._options, self._links, self._recorder)
         self._exchange = joining.join(arrays)
+        self._exchange.rate = self._rate
         self.notice = joining.notice
         self.pull(dense=True)
         return self.params
@@ -159,9 +161,8 @@ class Worker:
         """The gradients ``names`` of the next step are final, and lie in ``grads``.
 
         The chunks that are complete by that leave as far as their servers' windows have room, while
-        the rest of the backward pass computes; ``step_async`` or ``step`` ends the step. No update
-        is made of any of them before. Until then, and until ``wait``, they must not be written
-        again.
+        the rest is computed; ``step_async`` or ``step`` ends the step, and no update is made of
+        them before. Until then, and until ``wait``, they must not be written again.
         """
         self._check_here()
         self._live().ready((names,) if isinstance(names, str) else names)
@@ -216,12 +217,15 @@ class Worker:
         """Sets the base learning rate from this worker's next push on, for all workers.
 
         It takes effect at that clock on every chunk, of every server, that this worker trains; the
-        schedule multiplies it.
-        In sync mode, two workers that set different rates at one clock are an error.
+        schedule multiplies it. It may be set before ``register``. In sync mode, two workers that
+        set different rates at one clock are an error.
         """
         if not (math.isfinite(rate) and rate >= 0):
             raise ConfigError(f"learning rate must be finite and at least 0, got {rate}")
-        self._live().rate = float(rate)
+        if self._exchange is None:
+            self._rate = float(rate)
+        else:
+            self._exchange.rate = float(rate)
 
     def leave(self) -> None:
         """Ends this worker's pushes: rounds close and bounds hold without it. Pulls still work.
