@@ -340,9 +340,7 @@ def test_before_registration():
 def test_a_rate_that_is_set_before_the_registration_is_that_of_the_first_push():
     def body(worker):
         worker.set_lr(0.5)
-        with pytest.raises(
-            ConfigError, match="must be finite and at least 0, got -1"
-        ):
+        with pytest.raises(ConfigError, match="must be finite and at least 0, got -1"):
             worker.set_lr(-1.0)
         worker.register(zeros())
         fill(worker)
