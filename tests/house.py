@@ -30,7 +30,7 @@ HOUSE = (
     Row(0, "crash"),
     Row(1, "segments"),
     Row(1, "kernels layout messages metrics roles"),
-    Row(1, "record"),
+    Row(1, "control record"),
     Row(1, "arrays config pace"),
     Row(2, "codecs consistency data guard models optimizers schedules"),
     Row(2, "outer update"),
