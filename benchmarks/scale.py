@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from scale_events import timelines  # noqa: E402
 
+from psgrad.arguments import output  # noqa: E402
 from psgrad.pace import Constant, Exponential, Pace, Pareto  # noqa: E402
 from psgrad.scale.calibrate import calibrate, report  # noqa: E402
 from psgrad.scale.figures import Figures  # noqa: E402
@@ -139,7 +140,7 @@ def calibration(rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measures what is asked for and writes it down."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--out", type=output, help="write the figures to this JSON file")
     parser.add_argument("--rounds", type=int, default=10, help="of calibration; 0: none")
     parser.add_argument("--largest", nargs=2, metavar=("MODE", "PACE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -24,8 +24,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from psgrad.arguments import count, output  # noqa: E402
 from psgrad.bench.machine import describe  # noqa: E402
-from psgrad.bench.plots import pyplot  # noqa: E402
+from psgrad.bench.plots import check, pyplot  # noqa: E402
+from psgrad.errors import PsgradError  # noqa: E402
 from psgrad.scale.calibrate import calibrate  # noqa: E402
 from psgrad.scale.study import Options, play_row  # noqa: E402
 
@@ -149,13 +151,17 @@ def plot(record: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measures, plays the model, and writes both down."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=512, help="of two hidden layers (512)")
-    parser.add_argument("--batch", type=int, default=512, help="samples of a worker's step (512)")
-    parser.add_argument("--steps", type=int, default=30, help="of each run (30)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each number of workers (5)")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--plot", type=Path, help="draw them to this PNG")
+    parser.add_argument("--width", type=count, default=512, help="of two hidden layers (512)")
+    parser.add_argument("--batch", type=count, default=512, help="samples of a worker's step (512)")
+    parser.add_argument("--steps", type=count, default=30, help="of each run (30)")
+    parser.add_argument(
+        "--rounds", type=count, default=5, help="runs of each number of workers (5)"
+    )
+    parser.add_argument("--out", type=output, help="write the figures to this JSON file")
+    parser.add_argument("--plot", type=output, help="draw them to this PNG")
     a = parser.parse_args()
+    if a.plot:
+        check(str(a.plot))
     rows = measure(a.width, a.batch, a.steps, a.rounds)
     record = {
         "date": date.today().isoformat(),
@@ -173,4 +179,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PsgradError as error:
+        sys.exit(f"benchmarks/scaling.py: {error}")

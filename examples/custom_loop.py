@@ -71,12 +71,13 @@ def main(worker: psgrad.Worker) -> None:
     worker.barrier()
     # A worker that has left can still pull.
     worker.pull()
-    steps = worker.comm.gather(worker.clock)  # comm: an mpi4py communicator of the workers alone
+    steps = np.zeros(worker.size, int)
+    worker.comm.Gather(np.array([worker.clock]), steps)  # comm: mpi4py's, of the workers alone
     x, y = digits.batch(test)
     right = (x @ worker.params["weight"] + worker.params["bias"]).argmax(axis=1) == y
     mean = worker.mean({"loss": loss, "accuracy": right.mean()})
     if worker.rank == 0:
-        print(f"steps by worker {steps}, last rate {worker.learning_rate:g}")
+        print(f"steps by worker {steps.tolist()}, last rate {worker.learning_rate:g}")
         print(f"last training loss {mean['loss']:.4f}, test accuracy {mean['accuracy']:.4f}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NoReturn
 
@@ -29,6 +30,16 @@ def count(text: str) -> int:
             f"expected a count of at least 1, such as 4096, 64K or 16M, got {text!r}"
         )
     return int(number) * scale
+
+
+def output(text: str) -> Path:
+    """A file that is written at the end: whether it can be, is looked at before the work."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}; make it first")
+    if not text or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file; name one in that folder")
+    return path
 
 
 def size(text: str) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from psgrad.arguments import Parser, count, size, sizes
 from psgrad.errors import ConfigError
-from psgrad.run_options import add_run_options, run_arguments
+from psgrad.run_options import add_run_options, rank_parser, run_arguments
 
 if TYPE_CHECKING:
     from psgrad.roles import Roles
@@ -80,7 +80,7 @@ def allreduce(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _steps(what: str, text: str, argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    parser = _rank_parser(what, text, ranks=3)
+    parser = rank_parser(what, text, ranks=3)
     parser.add_argument(
         "--sizes", type=sizes, default=SIZES, metavar="LIST", help=f"bytes of float32 ({SIZES})"
     )
@@ -111,7 +111,7 @@ def _steps(what: str, text: str, argv: Sequence[str], environ: Mapping[str, str]
 def latency(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """``psgrad bench latency``."""
     text = "The shortest step of a worker and a server, beside a bare exchange of the same bytes."
-    parser = _rank_parser("latency", text, ranks=2)
+    parser = rank_parser("latency", text, ranks=2)
     parser.add_argument("--size", type=size, default="4K", help="bytes of float32 (4K)")
     parser.add_argument("--steps", type=count, default="2000", help="that are timed (2000)")
     _json(parser)
@@ -132,7 +132,7 @@ def latency(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 def overlap(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """``psgrad bench overlap``."""
     text = "How much of the communication hides behind computation, for a perceptron."
-    parser = _rank_parser("overlap", text, ranks=2)
+    parser = rank_parser("overlap", text, ranks=2)
     parser.add_argument("--layers", type=count, default="10", help="dense layers (10)")
     parser.add_argument("--width", type=count, default="1024", help="of each of them (1024)")
     parser.add_argument("--batch", type=count, default="256", help="rows of a batch (256)")
@@ -156,7 +156,7 @@ def overlap(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 def tune(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """``psgrad bench tune``."""
     text = "Which chunk size suits this machine. It suggests, and changes nothing."
-    parser = _rank_parser("tune", text, ranks=3, leave_out=("--chunk-bytes",))
+    parser = rank_parser("tune", text, ranks=3, leave_out=("--chunk-bytes",))
     parser.add_argument("--size", type=size, default="64M", help="bytes of float32 (64M)")
     parser.add_argument("--rounds", type=count, default="5", help="measured rounds of a pass (5)")
     parser.add_argument(
@@ -268,22 +268,6 @@ def _launch(
     system = environ.get("PSGRAD_MPI") == "system"
     launch = Launch(ranks, command, arguments.mpiexec, system)
     return run(prepare(launch, environ, terminal=sys.stderr.isatty()), environ)
-
-
-def _rank_parser(what: str, text: str, ranks: int, leave_out: Sequence[str] = ()) -> Parser:
-    parser = Parser(
-        prog=f"psgrad bench {what}",
-        description=f"{text} Starts the ranks itself; under mpirun or srun it uses those.",
-        allow_abbrev=False,
-    )
-    parser.set_defaults(ranks=ranks)
-    parser.add_argument("--np", "-n", type=count, metavar="N", help=f"ranks to start ({ranks})")
-    parser.add_argument("--mpiexec", metavar="PATH", help="the mpiexec to start them with")
-    parser.add_argument(
-        "--as-launched", action="store_true", help="this is a rank of an MPI job, start none"
-    )
-    add_run_options(parser, leave_out)
-    return parser
 
 
 def _output(parser: Parser, picture: str) -> None:

@@ -13,12 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad.arguments import Parser
-from psgrad.commands import COMMANDS
+from psgrad.arguments import Parser, output
+from psgrad.commands import BLAS_THREADS, COMMANDS, about, replay
 from psgrad.errors import CAUSE, ConfigError, LaunchError, PsgradError
 from psgrad.version import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from psgrad.config import Config
 
 DESCRIPTION: Final = """\
@@ -80,7 +82,6 @@ STRINGS: Final = frozenset(
     | {"--aggregate", "--simulate", "--pace", "--checkpoint-every", "--checkpoint-dir", "--resume"}
 )
 
-BLAS_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # How Open MPI and MPICH (and Intel MPI) tell a rank how many ranks its machine has.
 LOCAL_RANKS: Final = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
@@ -119,7 +120,7 @@ def _main(argv: list[str]) -> int:
         parser.print_help()
         return 0
     if arguments.command == "replay":
-        return _replay(argv[1:])
+        return replay(argv[1:])
     if arguments.command in COMMANDS:
         os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))
         return COMMANDS[arguments.command][1](argv[1:])
@@ -147,36 +148,12 @@ def _train(argv: Sequence[str]) -> int:
     if config is not None and config.simulate:
         return _simulate(config, _train_parser().parse_args(argv).trace, stamp)
     # Wrong arguments, too, are for the ranks to agree on: one of them reports.
-    train(configuration, stamp, terminal, _about())
+    train(configuration, stamp, terminal, about())
     return 0
 
 
-def _about() -> dict[str, Any]:
-    """What a record says of this process: a replay has to have the same."""
-    import platform
-
-    import numpy as np
-
-    return {
-        "cpu": _cpu() or platform.machine(),
-        "numpy": np.__version__,
-        "threads": {name: os.environ.get(name, "") for name in BLAS_THREADS},
-    }
-
-
-def _cpu() -> str:
-    """The CPU's model; empty where the kernel does not say."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return ""
-
-
-def _simulate(config: Config, trace: str | None, stamp: str) -> int:
+def _simulate(config: Config, trace: Path | None, stamp: str) -> int:
     """One process is all ranks, so nobody has to agree on anything."""
-    from pathlib import Path
-
     from psgrad import simulate
 
     if _ranks_here(os.environ) > 1:
@@ -184,37 +161,8 @@ def _simulate(config: Config, trace: str | None, stamp: str) -> int:
             "a simulated run has all its ranks in one process; start it without mpirun and without "
             "psgrad run"
         )
-    path = Path(trace) if trace else None
-    simulate.train(simulate.configured(config), stamp, sys.stderr.isatty(), path, _about())
+    simulate.train(simulate.configured(config), stamp, sys.stderr.isatty(), trace, about())
     return 0
-
-
-def _replay(argv: Sequence[str]) -> int:
-    """Repeats a recorded run in this process, with as many BLAS threads as its ranks had."""
-    parser = Parser(
-        prog="psgrad replay",
-        description="Repeat a run that was made with --record, message by message, without MPI, "
-        "and compare the parameters bit for bit.",
-    )
-    parser.add_argument("run", metavar="RUN", help="its run folder")
-    parser.add_argument("--json", action="store_true", help="the outcome on the last line")
-    arguments = parser.parse_args(argv)
-    from pathlib import Path
-
-    from psgrad.record import read_all
-
-    records = read_all(Path(arguments.run) / "records")
-    os.environ.update(records[-1].about["threads"])
-    from psgrad import replay
-
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    outcome = replay.replay(Path(arguments.run), records, stamp, _about())
-    print(outcome.text)
-    if arguments.json:
-        from psgrad.metrics import to_json
-
-        print(to_json(outcome.record))
-    return 0 if outcome.equal else 1
 
 
 def blas_threads(environ: Mapping[str, str], mine: int, cores: int) -> dict[str, str]:
@@ -309,7 +257,9 @@ def _train_parser() -> Parser:
         parser.add_argument(option, metavar=metavar, help=text)
     parser.add_argument("--json", action="store_true", help="summary as JSON on the last line")
     parser.add_argument("--record", action="store_true", help="write down what psgrad replay needs")
-    parser.add_argument("--trace", metavar="JSON", help="of a simulated run, for Perfetto")
+    parser.add_argument(
+        "--trace", type=output, metavar="JSON", help="of a simulated run, for Perfetto"
+    )
     parser.add_argument(
         "--inject", action="append", metavar="FAULT", help="plant a fault: slow:rank=3,factor=5"
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -13,8 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from psgrad.arguments import Parser
+from psgrad.arguments import Parser, output
 from psgrad.errors import ConfigError
+
+BLAS_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def codecs(argv: Sequence[str]) -> int:
@@ -33,6 +37,54 @@ def bench(argv: Sequence[str]) -> int:
     from psgrad import bench_commands
 
     return bench_commands.bench(argv, os.environ)
+
+
+def replay(argv: Sequence[str]) -> int:
+    """Repeats a recorded run in this process, with as many BLAS threads as its ranks had."""
+    parser = Parser(
+        prog="psgrad replay",
+        description="Repeat a run that was made with --record, message by message, without MPI, "
+        "and compare the parameters bit for bit.",
+    )
+    parser.add_argument("run", metavar="RUN", help="its run folder")
+    parser.add_argument("--json", action="store_true", help="the outcome on the last line")
+    arguments = parser.parse_args(argv)
+    from psgrad.record import read_all
+
+    records = read_all(Path(arguments.run) / "records")
+    os.environ.update(records[-1].about["threads"])
+    from psgrad.replay import replay as repeat
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    outcome = repeat(Path(arguments.run), records, stamp, about())
+    print(outcome.text)
+    if arguments.json:
+        from psgrad.metrics import to_json
+
+        print(to_json(outcome.record))
+    return 0 if outcome.equal else 1
+
+
+def about() -> dict[str, Any]:
+    """What a record says of this process: a replay has to have the same."""
+    import platform
+
+    import numpy as np
+
+    return {
+        "cpu": _cpu() or platform.machine(),
+        "numpy": np.__version__,
+        "threads": {name: os.environ.get(name, "") for name in BLAS_THREADS},
+    }
+
+
+def _cpu() -> str:
+    """The CPU's model; empty where the kernel does not say."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return ""
 
 
 SCHEDULES: Final = ("seed", "minutes", "first", "set", "trace")
@@ -55,7 +107,9 @@ def simulate(argv: Sequence[str]) -> int:
     which.add_argument("--minutes", type=float, metavar="M", help="seeds one after another")
     schedules.add_argument("--set", action="append", metavar="FIELD=VALUE", help="change it")
     schedules.add_argument("--first", type=_whole, metavar="N", help="the first seed of --minutes")
-    schedules.add_argument("--trace", metavar="JSON", help="of the schedule, for Perfetto")
+    schedules.add_argument(
+        "--trace", type=output, metavar="JSON", help="of the schedule, for Perfetto"
+    )
     group = parser.add_argument_group("scale")
     for option in fields(study.Options):
         name, text = _scale_name(option.name), option.metadata["help"]
@@ -104,7 +158,7 @@ def _soak_of(parser: Parser, given: Mapping[str, Any]) -> int:
     return _soak(given["minutes"], given.get("first"))
 
 
-def _one_schedule(seed: int, settings: Sequence[str], trace: str | None) -> int:
+def _one_schedule(seed: int, settings: Sequence[str], trace: Path | None) -> int:
     from psgrad import rehearsal
     from psgrad.scenario import Scenario, change, describe
     from psgrad.transport.clockwork import SimulationError
@@ -122,7 +176,7 @@ def _one_schedule(seed: int, settings: Sequence[str], trace: str | None) -> int:
         raise
     finally:
         if trace:
-            write_chrome_trace(Path(trace), events, scenario.names)
+            write_chrome_trace(trace, events, scenario.names)
             print(f"trace of {len(events)} events in {trace}; open it at https://ui.perfetto.dev")
     print(
         f"passed: {outcome.messages} messages in {outcome.seconds:.6g} virtual seconds, "
@@ -133,7 +187,6 @@ def _one_schedule(seed: int, settings: Sequence[str], trace: str | None) -> int:
 
 def _soak(minutes: float, first: int | None) -> int:
     import secrets
-    import time
 
     from psgrad import rehearsal
     from psgrad.errors import PsgradError

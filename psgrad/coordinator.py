@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from psgrad.control import Part
 from psgrad.errors import ProtocolError
 
 
@@ -28,15 +29,15 @@ class Coordinator:
     """``running`` are the workers whose main has not returned."""
 
     running: set[int]
-    _open: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    _open: dict[int, dict[int, Part]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, workers: Iterable[int]) -> Coordinator:
         """A coordinator at the start of a run, with all workers running."""
         return cls(set(workers))
 
-    def meet(self, worker: int, sequence: int, part: dict[str, Any]) -> list[Outcome]:
-        """A worker comes to a rendezvous: ``part`` has ``values`` and ``weight``."""
+    def meet(self, worker: int, sequence: int, part: Part) -> list[Outcome]:
+        """A worker comes to a rendezvous."""
         if worker not in self.running or worker in self._open.get(sequence, ()):
             raise ProtocolError(f"worker {worker} is not expected at rendezvous {sequence}")
         self._open.setdefault(sequence, {})[worker] = part
@@ -63,7 +64,7 @@ class Coordinator:
         return outcomes
 
 
-def combine(parts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def combine(parts: Mapping[int, Part]) -> dict[str, Any]:
     """The weighted mean of each value over the workers, in worker order, in float64.
 
     Parts of weight 0 count for nothing; without any other the mean is NaN.
@@ -72,18 +73,18 @@ def combine(parts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     where w is the first of them.
     """
     first, *others = sorted(parts)
-    names = list(parts[first]["values"])
+    names = list(parts[first].values)
     for worker in others:
-        if set(parts[worker]["values"]) != set(names):
+        if set(parts[worker].values) != set(names):
             return {
                 "first": first,
-                "error": f"worker {worker} brought {sorted(parts[worker]['values'])} to "
+                "error": f"worker {worker} brought {sorted(parts[worker].values)} to "
                 f"mean(), worker {first} brought {sorted(names)}; all must bring the same names",
             }
-    counted = [parts[worker] for worker in sorted(parts) if parts[worker]["weight"] > 0]
-    total = sum(part["weight"] for part in counted)
+    counted = [parts[worker] for worker in sorted(parts) if parts[worker].weight > 0]
+    total = sum(part.weight for part in counted)
     mean = {
-        name: sum(part["values"][name] * part["weight"] for part in counted) / total
+        name: sum(part.values[name] * part.weight for part in counted) / total
         if counted
         else math.nan
         for name in names

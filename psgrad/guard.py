@@ -21,9 +21,10 @@ NON_FINITE_LIMIT: Final = 10  # steps in a row
 
 
 class StepVerdict(NamedTuple):
-    """``norm`` is the L2 norm; ``scale`` what the gradient must be multiplied by before it leaves.
+    """``norm`` is the L2 norm; ``scale`` what the gradient must be multiplied by before it is used.
 
-    ``culprit`` names the tensor with the first NaN or infinity; None when all is finite.
+    The worker does that before the gradient leaves; what left before the end of a step is scaled by
+    the servers. ``culprit`` names the tensor with the first NaN or infinity; None: all is finite.
     """
 
     norm: float

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from psgrad import control
 from psgrad.errors import ConfigError, LayoutError, PsgradError
 from psgrad.exchange import Exchange
 from psgrad.layout import Layout
 from psgrad.links import ServerLinks
 from psgrad.marking import Position
-from psgrad.messages import NO_RATE, Header, Kind, Verdict, decode_json, encode_json
+from psgrad.messages import NO_RATE, Header, Kind, Verdict, encode_json
 from psgrad.options import Options
 from psgrad.push_encoder import PushEncoder
 from psgrad.record import Recorder
@@ -54,9 +55,17 @@ class Joining:
         for header, payload in self._links.ask_all(
             Header(Kind.REGISTER), Kind.REGISTERED, encode_json(record)
         ):
-            answer = decode_json(payload)
+            answer = control.fields(
+                payload,
+                Kind.REGISTERED,
+                first=(int,),
+                error=control.TEXT,
+                notice=(str,),
+                server=(int,),
+                params=control.TEXT,
+            )
             if header.verdict is Verdict.REFUSED:
-                raise alike(LayoutError(answer["error"]), answer["first"], self._worker)
+                raise alike(LayoutError(answer["error"] or ""), answer["first"], self._worker)
             if self._roles.same_node(answer["server"], self._transport.rank):
                 handle = answer["params"] or handle
         self.notice = answer["notice"]
@@ -88,7 +97,8 @@ class Joining:
             self._links.tell(server, Header(Kind.SHARE), record)
         accepted = []
         for _ in offer.servers:
-            answer = decode_json(self._links.await_control(Kind.SHARED)[1])
+            _, payload = self._links.await_control(Kind.SHARED)
+            answer = control.fields(payload, Kind.SHARED, server=(int,), error=control.TEXT)
             if answer["error"] is None:
                 accepted.append(answer["server"])
             else:

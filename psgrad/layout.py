@@ -37,6 +37,8 @@ SMALLEST_CHUNK_BYTES: Final = 64
 DEFAULT_CHUNK_LIMIT: Final = 4 << 20
 DEFAULT_CHUNK_STEP: Final = 64 << 10
 DEFAULT_CHUNKS: Final = 16
+MOST_ELEMENTS: Final = 1 << 40  # of a layout that comes from elsewhere: 4 TiB
+MOST_DIMENSIONS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,18 @@ class Layout:
 
     @classmethod
     def from_record(cls, record: Any) -> Layout:
-        """The layout whose ``to_json`` gives ``record`` when it is read as JSON."""
+        """The layout whose ``to_json`` gives ``record`` when it is read as JSON.
+
+        Raises ``LayoutError``, naming the entry, for a record that ``of`` cannot have made.
+        """
         try:
             tensors = tuple(Tensor(**{**t, "shape": tuple(t["shape"])}) for t in record["tensors"])
             segments = tuple(_segment(entry) for entry in record["segments"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise LayoutError(f"not a layout: {error!r}") from error
+        problem = _unsound(tensors, segments)
+        if problem is not None:
+            raise LayoutError(f"not a layout: {problem}")
         return cls(tensors, segments)
 
     def views(self, flat: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -239,6 +247,36 @@ def _check_arrays(arrays: Mapping[str, Any]) -> None:
                 f"parameter {name!r} has dtype {array.dtype}, psgrad trains float32; "
                 f"pass {name}.astype(numpy.float32)"
             )
+
+
+def _unsound(tensors: Sequence[Tensor], segments: Sequence[Segment]) -> str | None:
+    """Why these cannot be the parts of a layout, in words; None if they can."""
+    at = 0
+    for i, s in enumerate(segments):
+        if not (_are_counts(s.index, s.start, s.stop) and isinstance(s.options.match, str)):
+            return f"segments[{i}] has a field of another type"
+        if s.index != i or s.start != at or not at <= s.stop <= MOST_ELEMENTS:
+            return f"segments[{i}] has index {s.index} and elements {s.start} to {s.stop}"
+        at = s.stop
+    size, at = at, 0
+    for i, t in enumerate(tensors):
+        if not (_are_counts(*t.shape, t.start, t.stop, t.segment) and isinstance(t.name, str)):
+            return f"tensors[{i}] has a field of another type"
+        short = len(t.shape) <= MOST_DIMENSIONS
+        if not short or t.start != at or math.prod(t.shape) != t.stop - at:
+            return f"tensors[{i}] has elements {t.start} to {t.stop}, which does not fit its shape"
+        if t.segment >= len(segments) or not (
+            segments[t.segment].start <= at and t.stop <= segments[t.segment].stop
+        ):
+            return f"tensors[{i}] is not in segment {t.segment}"
+        at = t.stop
+    if len({t.name for t in tensors}) < len(tensors):
+        return "two tensors have one name"
+    return None if 0 < size == at else f"tensors have {at} elements, segments {size}"
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
 
 
 def _segment(record: dict[str, Any]) -> Segment:

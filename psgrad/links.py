@@ -68,8 +68,7 @@ class ServerLinks:
         self._servers = list(roles.server_ranks)
         self._worker = roles.worker_of(transport.rank)
         self._run = run
-        self.window = window
-        """How many chunks may be unanswered at one server."""
+        self._window = window  # chunks that may be unanswered at one server
         self._pull = pull  # what encoded parameters are to be opened with
         self._unanswered = dict.fromkeys(self._servers, 0)
         self._expected: set[int] = set()  # chunks whose parameters come without a request
@@ -144,7 +143,7 @@ class ServerLinks:
 
         While others may wait for this worker's marker, always: answers may have to wait for them.
         """
-        return self._unanswered[server] < self.window or self.markers.asked
+        return self._unanswered[server] < self._window or self.markers.asked
 
     @property
     def has_control(self) -> bool:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from psgrad.layout import Layout, assign, difference
 from psgrad.options import Options
 from psgrad.references import references_nbytes
 
 
-def differing(registrations: Mapping[int, Mapping[str, Any]]) -> str | None:
-    """Why these workers cannot train together: the first reason, in words; None if they can."""
-    first, *others = sorted(registrations)
-    for worker in (first, *others):
-        if "problem" in registrations[worker]:
-            return f"worker {worker}: {registrations[worker]['problem']}"
-    layouts = {w: Layout.from_record(r["layout"]) for w, r in registrations.items()}
+def differing(registrations: Mapping[int, Layout | str]) -> str | None:
+    """Why these workers cannot train together: the first reason, in words; None if they can.
+
+    Each has sent its layout, or why it has none.
+    """
+    layouts: dict[int, Layout] = {}
+    for worker, came in sorted(registrations.items()):
+        if isinstance(came, str):
+            return f"worker {worker}: {came}"
+        layouts[worker] = came
+    first, *others = layouts
     for worker in others:
         text = difference(layouts[first], layouts[worker])
         if text is not None:

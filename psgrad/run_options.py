@@ -31,6 +31,23 @@ RUN_OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = Mappin
 MODES: Final = ("sync", "ssp", "async")
 
 
+def rank_parser(what: str, text: str, ranks: int, leave_out: Sequence[str] = ()) -> Parser:
+    """For ``psgrad bench WHAT`` on so many ranks; ``leave_out``: of ``RUN_OPTIONS``."""
+    parser = Parser(
+        prog=f"psgrad bench {what}",
+        description=f"{text} Starts the ranks itself; under mpirun or srun it uses those.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(ranks=ranks)
+    parser.add_argument("--np", "-n", type=count, metavar="N", help=f"ranks to start ({ranks})")
+    parser.add_argument("--mpiexec", metavar="PATH", help="the mpiexec to start them with")
+    parser.add_argument(
+        "--as-launched", action="store_true", help="this is a rank of an MPI job, start none"
+    )
+    add_run_options(parser, leave_out)
+    return parser
+
+
 def add_run_options(parser: Parser, leave_out: Sequence[str] = ()) -> None:
     """Adds them, but for those of ``RUN_OPTIONS`` that ``leave_out`` names."""
     parser.add_argument("--mode", choices=MODES, default="sync", help="sync, ssp or async (sync)")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from psgrad import control
 from psgrad.chunk_state import Counters, Reply, Rules
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import CheckpointError, ConfigError, ProtocolError
@@ -20,7 +21,6 @@ from psgrad.messages import (
     Header,
     Kind,
     Verdict,
-    decode_json,
     encode_json,
 )
 from psgrad.metrics import Sink
@@ -74,7 +74,7 @@ class Server:
         self._numbering = Numbering()
         self._running = set(range(roles.workers))
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
-        self._registrations: dict[int, dict[str, Any]] = {}  # of workers that wait for an answer
+        self._registrations: dict[int, Layout | str] = {}  # of workers that wait for an answer
         self._digest = 0
         self._kind_of_shard = shard
         self._recorder = recorder
@@ -122,7 +122,7 @@ class Server:
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
         if kind is Kind.REGISTER:
-            self._registrations[worker] = decode_json(payload)
+            self._registrations[worker] = control.registration(payload, worker)
             self._register_if_all_came()
         elif kind is Kind.MEET:
             self._meet(header, payload)
@@ -131,9 +131,9 @@ class Server:
         elif kind is Kind.FINISH:
             self._finish(worker)
         elif kind is Kind.SHARE:
-            self._share(worker, decode_json(payload))
+            self._share(worker, payload)
         elif kind is Kind.WRITTEN and self._checkpoints is not None:
-            self._checkpoints.take(decode_json(payload))
+            self._checkpoints.take(control.written(payload))
         elif self._shard is None:
             raise ProtocolError(f"worker {worker} sends {kind.name} before its registration")
         elif kind in (Kind.STATE, Kind.MARK):
@@ -178,7 +178,8 @@ class Server:
             self._checkpoints.row(header, payload)
             return
         shard.mark(header.worker, header.sequence, header.clock)
-        self._checkpoints.marked(header, decode_json(payload), self._transport.now())
+        said = control.fields(payload, Kind.MARK, rows=(list,), state=(dict,))
+        self._checkpoints.marked(header, said, self._transport.now())
         self._cut(self._checkpoints, shard)
 
     def _look_for_cut(
@@ -186,7 +187,7 @@ class Server:
     ) -> None:
         """What a chunk's message means for checkpoints: one may be due, or wait for nobody now."""
         if header.kind is Kind.LEAVE:
-            checkpoints.left(header, decode_json(payload))
+            checkpoints.left(header, control.fields(payload, Kind.LEAVE, state=(dict,)))
             self._cut(checkpoints, shard)
         announcement = checkpoints.announce(header, self._transport.now())
         if announcement is not None:
@@ -220,8 +221,10 @@ class Server:
 
     def _settle(self, shard: Shard, end: Header, payload: Any) -> None:
         """A worker's open step has ended: its chunks are pushes now, or empty ones."""
-        scale = np.float32(decode_json(payload)["scale"]) if end.nbytes else None
-        shard.share_work(False)  # who pushes like this computes meanwhile
+        scale = np.float32(control.scale(payload)) if end.nbytes else None
+        # Workers on this node's CPU compute meanwhile, and threads would take their cores. Those
+        # elsewhere or on a GPU need none here, but are not told apart. An exception ends the job.
+        shard.share_work(False)
         for header, grad in self._open.settle(end):
             shared = header.flags & Flag.SHARED
             if end.weight == 0 and grad is not None:
@@ -276,9 +279,9 @@ class Server:
         if self._shard is not None or not came or not self._running <= set(came):
             return
         first, *others = sorted(came)
-        problem = differing(came)
-        if problem is None:
-            problem = self._open_shard(Layout.from_record(came[first]["layout"]), [first, *others])
+        problem, layout = differing(came), came[first]
+        if problem is None and isinstance(layout, Layout):
+            problem = self._open_shard(layout, [first, *others])
         verdict = Verdict.APPLIED if problem is None else Verdict.REFUSED
         answer = {
             "first": first,
@@ -320,7 +323,13 @@ class Server:
             options.robust,
         )
         # A worker that was done before it registered never pushes: nobody waits for it.
-        self._shard = self._kind_of_shard(layout, mine, workers, rules)
+        try:
+            self._shard = self._kind_of_shard(layout, mine, workers, rules)
+        except MemoryError:
+            nbytes = sum(chunk.nbytes for chunk in mine)
+            return (
+                f"server {self._transport.rank} has no memory for {nbytes} bytes; use more servers"
+            )
         if problem := self._resume(self._shard, layout, workers):
             self._shard = None
             return problem
@@ -375,10 +384,11 @@ class Server:
             return f"checkpoint {resuming.number}: {error}"
         return None
 
-    def _share(self, worker: int, offer: Mapping[str, Any]) -> None:
+    def _share(self, worker: int, payload: Any) -> None:
         """A worker of this node offers its memory."""
         if self._shard is None or self._layout is None:
             raise ProtocolError(f"worker {worker} sends SHARE before its registration")
+        offer = control.fields(payload, Kind.SHARE, grads=control.TEXT, params=control.TEXT)
         alone = self._sharing.place is None
         error = None
         try:
@@ -401,7 +411,7 @@ class Server:
     def _meet(self, header: Header, payload: Any) -> None:
         if self._coordinator is None:
             raise ProtocolError("only the coordinator takes a rendezvous")
-        part = decode_json(payload)
+        part = control.part(payload)
         self._send_outcomes(self._coordinator.meet(header.worker, header.sequence, part))
 
     def _check_rendezvous(self) -> None:

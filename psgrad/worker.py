@@ -22,7 +22,7 @@ from psgrad.exchange import Exchange
 from psgrad.joining import Joining, alike
 from psgrad.layout import Layout
 from psgrad.links import ServerLinks
-from psgrad.messages import Flag, Header, Kind, decode_json, encode_json
+from psgrad.messages import NO_RATE, Flag, Header, Kind, decode_json, encode_json
 from psgrad.options import Options
 from psgrad.record import Recorder
 from psgrad.resuming import Resumed, Resuming
@@ -71,6 +71,7 @@ class Worker:
             self._markers,
         )
         self._exchange: Exchange | None = None
+        self._rate = NO_RATE  # what was set before the registration
         self._rendezvous = 0
         self._left = False
 
@@ -159,6 +160,7 @@ class Worker:
             self._resuming,
         )
         self._exchange = joining.join(arrays)
+        self._exchange.rate = self._rate
         self.notice = joining.notice
         # Who goes on has what it had: where pulls are encoded, that is not what the servers have.
         self.pull(dense=self._resuming is None)
@@ -206,9 +208,9 @@ class Worker:
     def ready(self, names: str | Iterable[str]) -> None:
         """The gradients ``names`` of the next step are final, and lie in ``grads``.
 
-        The chunks that are complete by that leave at once, while the rest of the backward pass
-        computes; ``step_async`` or ``step`` ends the step. No update is made of any of them before.
-        Until then, and until ``wait``, they must not be written again.
+        The chunks that are complete by that leave as far as their servers' windows have room, while
+        the rest is computed; ``step_async`` or ``step`` ends the step, and no update is made of
+        them before. Until then, and until ``wait``, they must not be written again.
         """
         self._check_here()
         if not self._live().is_open:
@@ -266,12 +268,15 @@ class Worker:
         """Sets the base learning rate from this worker's next push on, for all workers.
 
         It takes effect at that clock on every chunk, of every server, that this worker trains; the
-        schedule multiplies it.
-        In sync mode, two workers that set different rates at one clock are an error.
+        schedule multiplies it. It may be set before ``register``. In sync mode, two workers that
+        set different rates at one clock are an error.
         """
         if not (math.isfinite(rate) and rate >= 0):
             raise ConfigError(f"learning rate must be finite and at least 0, got {rate}")
-        self._live().rate = float(rate)
+        if self._exchange is None:
+            self._rate = float(rate)
+        else:
+            self._exchange.rate = float(rate)
 
     def leave(self) -> None:
         """Ends this worker's pushes: rounds close and bounds hold without it. Pulls still work.

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from loaders import loads_code
+
 import psgrad
 
 ROOT = Path(psgrad.__file__).parent
@@ -30,7 +32,7 @@ HOUSE = (
     Row(0, "crash"),
     Row(1, "segments"),
     Row(1, "kernels layout messages metrics roles"),
-    Row(1, "record"),
+    Row(1, "control record"),
     Row(1, "arrays config pace"),
     Row(2, "aggregate codecs consistency cuts data guard models optimizers schedules"),
     Row(2, "checkpointing outer update"),
@@ -67,12 +69,6 @@ QUIET = (2, 5)  # these floors know no time, no threads and no state of a module
 FORBIDDEN_IN_QUIET = {
     "_thread", "asyncio", "concurrent", "datetime", "multiprocessing", "random", "sched",
     "threading", "time",
-}  # fmt: skip
-PICKLES = {"_pickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-PICKLING_METHODS = {  # mpi4py's lower-case ones
-    "allgather", "allreduce", "alltoall", "bcast", "bsend", "exscan", "gather", "ibsend", "improbe",
-    "irecv", "isend", "issend", "mprobe", "recv", "reduce", "scan", "scatter", "send", "sendrecv",
-    "ssend",
 }  # fmt: skip
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 READS_THE_ENVIRONMENT = {"cli", "commands"}  # and hand it on
@@ -227,17 +223,7 @@ def leaves_the_environment_alone(source: Source) -> Faults:
 
 
 def pickles_nothing(source: Source) -> Faults:
-    for it in imports(source):
-        if it.top in PICKLES:
-            yield it.line, f"imports {it.top}"
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
-                yield node.lineno, "allows pickle"
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            owner = ast.unparse(node.func.value).rpartition(".")[2].lstrip("_").lower()
-            if owner in ("comm", "comm_world", "comm_self") and node.func.attr in PICKLING_METHODS:
-                yield node.lineno, f"calls {owner}.{node.func.attr}(), which pickles"
+    yield from loads_code(source.tree)
 
 
 def has_no_state_of_a_module(source: Source) -> Faults:

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from psgrad.arguments import Parser, count, size, sizes
+from psgrad.arguments import Parser, count, output, size, sizes
 from psgrad.errors import ConfigError
 
 
@@ -29,6 +29,18 @@ def test_sizes_are_bytes_of_float32():
     assert sizes("4K, 64M,4K,12") == (4096, 64 << 20, 12)
     with pytest.raises(argparse.ArgumentTypeError, match=r"a multiple of 4 such as 4K .* got '6'"):
         sizes("4K,6")
+
+
+def test_a_file_to_write_needs_its_folder(tmp_path):
+    assert output("out.json").name == "out.json"
+    assert output(str(tmp_path / "out.json")) == tmp_path / "out.json"
+    lost = tmp_path / "lost"
+    with pytest.raises(argparse.ArgumentTypeError, match=f"there is no folder {lost}; make it"):
+        output(str(lost / "out.json"))
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{tmp_path}' is no name of a file"):
+        output(str(tmp_path))
+    with pytest.raises(argparse.ArgumentTypeError, match="'' is no name of a file"):
+        output("")
 
 
 def test_a_mistake_is_an_error_of_one_line():

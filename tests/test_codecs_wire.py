@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import zstandard
@@ -173,6 +176,82 @@ def test_damaged_frames_are_refused_or_right():
             assert wire.body_of(payload, header, 800).size == 800
         except WireError:
             pass
+
+
+BOMBS = """
+import resource, sys
+import numpy as np
+import zstandard
+from psgrad.codecs import gaps, parse, wire
+from psgrad.errors import WireError
+
+N, HUGE = 4096, 1 << 28
+
+
+def frame(declared, written=HUGE, **options):
+    compress = zstandard.ZstdCompressor(level=1, **options).compressobj(declared)
+    block = bytes(1 << 20)
+    parts = [compress.compress(block) for _ in range(written >> 20)]
+    return b"".join([*parts, compress.flush()])
+
+
+def renamed(honest, declared):
+    \"""The frame with another content size, in its field of 4 bytes.\"""
+    at = honest.index((HUGE).to_bytes(4, "little"), 0, 18)
+    return honest[:at] + declared.to_bytes(4, "little") + honest[at + 4 :]
+
+
+honest = frame(HUGE)
+assert zstandard.frame_content_size(honest) == HUGE
+silent = frame(-1, write_content_size=False)
+assert zstandard.frame_content_size(silent) == -1
+lying = renamed(honest, 4 * N)
+assert zstandard.frame_content_size(lying) == 4 * N
+frames = {"honest": honest, "silent": silent, "lying": lying, "cut": lying[: len(lying) // 2],
+          "skipped": b"\x50\x2a\x4d\x18" + (1 << 28).to_bytes(4, "little") + bytes(100)}
+
+
+def payload(code, body, nbytes, **fields):
+    out = np.append(np.zeros(wire.HEADER_NBYTES, np.uint8), np.frombuffer(body, np.uint8))
+    wire.write_header(out, wire.PayloadHeader(code, N, N, nbytes, **fields))
+    return out
+
+
+def refused(read, *arguments):
+    try:
+        read(*arguments)
+    except WireError:
+        return
+    raise AssertionError("it was not refused")
+
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for body in frames.values():
+    for declared in (4 * N, N, 0, HUGE, 2**32 - 1):
+        for spec in ("int8", "sign", "topk:0.5", "randk:0.5", "qsgd"):
+            codec = parse(spec)
+            bomb = payload(codec.code, body, declared, flags=wire.Flag.ZSTD)
+            refused(codec.open, bomb, N)
+            fields = {"values": 1, "indices": 2, "flags": wire.Flag.ZSTD}
+            squeezed = payload(codec.code, body, declared, **fields)
+            refused(codec.open, squeezed, N)
+        refused(wire.body_of, bomb, wire.read_header(bomb, bomb[3], N), 4 * N)
+    inner = np.append(np.zeros(4, np.uint8), np.frombuffer(body, np.uint8))
+    refused(gaps.read, inner, N, True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)  # KiB
+"""
+
+
+def test_a_bomb_is_refused_before_it_takes_memory():
+    """Frames of 256 MiB: declared, not declared, declared as less, cut short, to be skipped.
+
+    In a process of its own, because zstd's own memory is not Python's.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", BOMBS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 4096
 
 
 class Clock:

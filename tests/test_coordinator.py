@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psgrad.control import Part
 from psgrad.coordinator import Coordinator, Outcome, combine
 from psgrad.errors import ProtocolError
 
 
 def part(weight=1.0, **values):
-    return {"values": values, "weight": weight}
+    return Part(values, weight)
 
 
 def test_a_rendezvous_is_complete_when_all_have_come():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from simulation import Simulation
 
+import psgrad
 from psgrad import SegmentOptions
-from psgrad.errors import LayoutError, NonFiniteError, ProtocolError
+from psgrad.errors import ConfigError, LayoutError, NonFiniteError, ProtocolError
 from psgrad.guard import NON_FINITE_LIMIT
 from psgrad.messages import Flag, Kind
 from psgrad.session import Session
@@ -334,3 +335,20 @@ def test_before_registration():
         worker.register(zeros())
 
     play(body)
+
+
+def test_a_rate_that_is_set_before_the_registration_is_that_of_the_first_push():
+    def body(worker):
+        worker.set_lr(0.5)
+        with pytest.raises(ConfigError, match="must be finite and at least 0, got -1"):
+            worker.set_lr(-1.0)
+        worker.register(zeros())
+        fill(worker)
+        rates = []
+        for _ in range(2):  # it stays until the next one
+            worker.step()
+            rates.append(worker.learning_rate)
+        return rates, float(worker.params["first"][0])
+
+    [(rates, value)], _ = play(body, staleness=0, optimizer=psgrad.SGD(0.125))
+    assert (rates, value) == ([0.5, 0.5], -1.0)

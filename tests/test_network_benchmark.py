@@ -115,6 +115,33 @@ def test_the_program_refuses_in_one_line():
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("program", ["network", "scale.py", "scaling.py"])
+def test_a_folder_that_is_missing_is_said_before_the_work(tmp_path, program):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / program), "--out", str(tmp_path / "no" / "a")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"there is no folder {tmp_path / 'no'}; make it first" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "option"),
+    [("network", "--rounds"), ("scaling.py", "--rounds"), ("scaling.py", "--width")],
+)
+def test_counts_are_counts(program, option):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / program), option, "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{option}: expected a count of at least 1" in done.stderr
+
+
 # Ways
 
 

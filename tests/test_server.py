@@ -112,6 +112,20 @@ def test_registration_waits_for_every_worker():
     assert {h.layout for h in desk.transport.sent} == {LAYOUT.digest}
 
 
+def test_a_shard_that_memory_cannot_hold_is_refused(monkeypatch):
+    def none(*_):
+        raise MemoryError
+
+    desk = Desk()
+    monkeypatch.setattr(desk.server, "_kind_of_shard", none)
+    desk.tell(0, Kind.REGISTER, registration(LAYOUT))
+    assert desk.serve() == [(Kind.REGISTERED, 0)]
+    assert desk.transport.sent[0].verdict is Verdict.REFUSED
+    assert json.loads(desk.transport.payloads[0])["error"] == (
+        "server 0 has no memory for 96 bytes; use more servers"
+    )
+
+
 def test_layouts_that_differ_are_refused_on_every_worker():
     desk = Desk(workers=3)
     for worker, layout in [(0, LAYOUT), (1, LAYOUT), (2, OTHER)]:

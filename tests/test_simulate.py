@@ -200,6 +200,20 @@ def test_a_trace_of_a_real_run_is_refused(capsys):
     assert "--trace is of a simulated run" in err
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--simulate", "workers=2", *SMALL],
+        ["simulate", "--seed", "1"],
+    ],
+    ids=["train", "simulate"],
+)
+def test_a_trace_without_a_folder_is_refused_before_the_run(capsys, tmp_path, argv):
+    status, out, err = psgrad(capsys, *argv, "--trace", tmp_path / "lost" / "trace.json")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"there is no folder {tmp_path / 'lost'}; make it first" in err
+
+
 # psgrad simulate
 
 

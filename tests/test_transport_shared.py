@@ -44,6 +44,25 @@ def test_another_process_reads_and_writes(nbytes):
     assert (mine.data == 7).all()
 
 
+NO_HANDLES = ["", "/etc/hostname#1", "/proc/1/fd/2", "/proc/1/fd/2#3\n", "/proc/1/fd/\0#3"]
+
+
+@pytest.mark.parametrize("handle", [*NO_HANDLES, "x" * 999])
+def test_only_a_handle_is_opened(handle):
+    """What comes by message must not open whatever file, or pipe, it names."""
+    with pytest.raises(SharingError, match="is not the handle of a segment"):
+        Segment.attach(handle, 100, writable=True)
+
+
+def test_a_pipe_is_refused_at_once():
+    reader, writer = os.pipe()
+    inode = os.fstat(reader).st_ino
+    with pytest.raises(SharingError, match="is not the segment of 100 bytes"):
+        Segment.attach(f"/proc/{os.getpid()}/fd/{reader}#{inode}", 100, writable=False)
+    os.close(reader)
+    os.close(writer)
+
+
 def test_a_reader_cannot_write():
     mine = Segment.create(100)
     done = other(mine.handle, 100, "try")

@@ -31,8 +31,10 @@ from network.plot import plot  # noqa: E402
 from network.task import Task  # noqa: E402
 from network.ways import QUICK, WAYS, Tools, Way  # noqa: E402
 from psgrad import launch  # noqa: E402
+from psgrad.arguments import count, output  # noqa: E402
+from psgrad.bench import plots  # noqa: E402
 from psgrad.bench.machine import describe  # noqa: E402
-from psgrad.errors import LaunchError  # noqa: E402
+from psgrad.errors import ConfigError, LaunchError  # noqa: E402
 
 RATES: Final = ("1gbit", "100mbit")
 UNITS: Final = MappingProxyType({"kbit": 10**3, "mbit": 10**6, "gbit": 10**9})
@@ -124,11 +126,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--rate", action="append", help="of every host: 1gbit and 100mbit")
     found.add_argument("--way", action="append", help="only these rows of the table")
     found.add_argument("--codec", action="append", help="one more row: PUSH or PUSH/PULL")
-    found.add_argument("--chunk-bytes", type=int, help="for all rows of psgrad")
+    found.add_argument("--chunk-bytes", type=count, help="for all rows of psgrad")
     found.add_argument("--overlap", action="store_true", help="send a layer while others compute")
     found.add_argument("--steps", type=int, default=200, help="for accuracy, once; 0: none")
-    found.add_argument("--timed", type=int, default=20, help="steps that are timed")
-    found.add_argument("--rounds", type=int, default=1, help="all ways in turn, so many times")
+    found.add_argument("--timed", type=count, default=20, help="steps that are timed")
+    found.add_argument("--rounds", type=count, default=1, help="all ways in turn, so many times")
     found.add_argument("--quick", action="store_true", help="three rows, no accuracy")
     found.add_argument(
         "--torch-python",
@@ -138,8 +140,8 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--mca", action="append", help="NAME=VALUE, a setting of Open MPI")
     found.add_argument("--timeout", type=float, default=600.0, help="seconds for a run of a way")
-    found.add_argument("--out", type=Path, help="put the figures into this JSON file")
-    found.add_argument("--plot", type=Path, help="draw a picture of them")
+    found.add_argument("--out", type=output, help="put the figures into this JSON file")
+    found.add_argument("--plot", type=output, help="draw a picture of them")
     found.add_argument("--of", type=Path, help="measure nothing: table and picture of this JSON")
     return found
 
@@ -148,6 +150,8 @@ def main() -> None:
     """Measures, or reads what was measured, and shows it."""
     arguments = parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that all is undone
+    if arguments.plot:
+        plots.check(str(arguments.plot))
     if arguments.quick:
         arguments.steps = 0
     if arguments.of:
@@ -187,7 +191,7 @@ def save(arguments: argparse.Namespace, ways: list[Way], rows: list[Row]) -> Non
 if __name__ == "__main__":
     try:
         main()
-    except LanError as error:
+    except (ConfigError, LanError) as error:
         sys.exit(f"benchmarks/network: {error}")
     except KeyboardInterrupt:
         sys.exit("benchmarks/network: interrupted")

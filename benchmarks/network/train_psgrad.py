@@ -12,6 +12,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
@@ -31,7 +33,9 @@ def main(place: Path) -> None:
     chunks.fastest()
     mpi = load_mpi()
     world = mpi.COMM_WORLD
-    pids = dict(zip(plan["ranks"], world.allgather(os.getpid()), strict=True))
+    found = np.zeros(world.size, np.int64)
+    world.Allgather(np.array([os.getpid()], np.int64), found)
+    pids = dict(zip(plan["ranks"], found.tolist(), strict=True))
     read = partial(counters.read, plan["switch"], plan["hosts"], pids)
 
     def work(worker: psgrad.Worker) -> None:

@@ -10,7 +10,7 @@ import mpi4py
 import numpy as np
 from mpi4py import MPI
 
-from peers.contract import BLOCK, RATE, descend, drive, gradient, parse, report
+from peers.contract import BLOCK, RATE, descend, drive, gathered, gradient, parse, report
 from psgrad.bench.machine import library
 
 
@@ -33,7 +33,7 @@ def main() -> None:
         descend(params, [total], float(rate), scratch)
 
     trace = drive(blocks if found.update == "blocks" else plain, lambda: params, case)
-    traces = comm.gather(trace)
+    traces = gathered(comm, trace)
     if traces is not None:
         versions = {
             "mpi": library(MPI.Get_library_version()),

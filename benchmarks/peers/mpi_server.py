@@ -7,7 +7,7 @@ import numpy as np
 from mpi4py import MPI
 
 from peers.case import Case
-from peers.contract import BLOCK, RATE, Trace, descend, drive, gradient, parse, report
+from peers.contract import BLOCK, RATE, Trace, descend, drive, gathered, gradient, parse, report
 from psgrad.bench.machine import library
 
 SERVER = 0
@@ -41,11 +41,13 @@ def main() -> None:
     """One rank."""
     found = parse()
     comm = MPI.COMM_WORLD
+    trace = None
     if comm.rank != SERVER:
-        comm.send(work(comm, found.case), SERVER)
+        trace = work(comm, found.case)
     else:
         serve(comm, found.case)
-        traces = [comm.recv(source=w) for w in range(1, comm.size)]
+    traces = gathered(comm, trace)
+    if traces is not None:
         versions = {
             "mpi": library(MPI.Get_library_version()),
             "mpi4py": mpi4py.__version__,

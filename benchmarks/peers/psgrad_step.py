@@ -10,7 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 import psgrad
-from peers.contract import RATE, Float32, Trace, drive, gradient, parse, report
+from peers.contract import RATE, Float32, Trace, drive, gathered, gradient, parse, report
 from psgrad.bench.machine import library
 from psgrad.kernels import chunks
 
@@ -34,8 +34,7 @@ def main() -> None:
 
         worker.grads["w"] = mine
         trace = drive(copied if found.way == "copied" else worker.step, params, case)
-        traces: list[Trace] | None = worker.comm.gather(trace)
-        return traces
+        return gathered(worker.comm, trace)
 
     traces = psgrad.run(work, optimizer=psgrad.SGD(RATE), shared_memory=found.shared_memory)
     if traces:

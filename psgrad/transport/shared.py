@@ -13,6 +13,7 @@ import ctypes
 import mmap
 import os
 import platform
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from psgrad.errors import PsgradError
 POPULATE: Final = getattr(mmap, "MAP_POPULATE", 0)  # touch every page now
 IN_ORDER: Final = platform.machine() in ("x86_64", "AMD64")
 """Whether what one processor stores in order, another one loads in order."""
+HANDLE: Final = re.compile(r"/proc/[0-9]{1,10}/fd/[0-9]{1,10}#[0-9]{1,20}", re.ASCII)
 MAP_FIXED: Final = 0x10  # replace the pages that are there
 
 
@@ -71,9 +73,12 @@ class Segment:
     def attach(cls, handle: str, nbytes: int, *, writable: bool) -> Segment:
         """Maps a segment of ``nbytes``. Raises ``SharingError`` where it cannot be reached."""
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        if not HANDLE.fullmatch(handle):  # any other path would open whatever is there
+            raise SharingError(f"{handle[:80]!r} is not the handle of a segment")
         path, _, inode = handle.partition("#")
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK  # not to wait at a pipe
         try:
-            descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+            descriptor = os.open(path, flags)
             try:
                 found = os.fstat(descriptor)
                 if str(found.st_ino) != inode or found.st_size != max(1, nbytes):
