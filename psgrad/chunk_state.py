@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -100,3 +101,26 @@ class ChunkState:
     parked: dict[int, deque[Push]] = field(default_factory=dict)  # by worker; no queue is empty
     leaving: set[int] = field(default_factory=set)  # workers that leave when none is parked
     pulls: list[Pull] = field(default_factory=list)  # not answered yet
+
+
+def fresh(
+    chunk: Chunk, options: SegmentOptions, everyone: Sequence[int], rules: Rules
+) -> ChunkState:
+    """A chunk at the start of a run of the workers ``everyone``."""
+    optimizer = rules.optimizer
+    members = everyone if options.members is None else options.members
+    clocks = {worker: 0 for worker in everyone if worker in members}
+    tracked = rules.ef21 and not options.buffer
+    return ChunkState(
+        chunk=chunk,
+        options=options,
+        params=np.zeros(chunk.size, np.float32),
+        slots={} if options.buffer else optimizer.init(chunk.size),
+        clocks=clocks,
+        members=len(clocks),
+        estimate=np.zeros(chunk.size, np.float32) if tracked else None,
+        rate=optimizer.learning_rate,
+        references=None
+        if rules.differences is None
+        else References(chunk, rules.differences, rules.bound == 0, rules.seed),
+    )

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from psgrad import control
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import Writer
+from psgrad.chunk_state import Reply
 from psgrad.committing import Committing
 from psgrad.cuts import Announcement, Cut
 from psgrad.errors import ProtocolError
@@ -130,21 +132,30 @@ class Checkpoints:
         if self._committing is not None:
             self._committing.registered(about, clocks)
 
-    def row(self, header: Header, values: Float32) -> None:
-        """A part of a worker's own state, before its marker."""
-        self._saving.row(header, values)
-
-    def marked(self, header: Header, said: Mapping[str, Any], now_s: float) -> None:
-        """A worker has sent its marker."""
-        self._saving.marked(header.worker, list(said["rows"]), now_s)
-        if self._committing is not None:
-            self._committing.marked(header.worker, said["state"])
-
-    def left(self, header: Header, said: Mapping[str, Any]) -> None:
-        """A worker has left."""
-        if self._committing is not None:
-            self._committing.saw(header.worker, header.clock)
-            self._committing.marked(header.worker, said["state"])
+    def see(
+        self, shard: Shard, header: Header, payload: Any, now: Callable[[], float]
+    ) -> list[Reply]:
+        """A message of a worker has come, and been handled: the answers that are due by a cut."""
+        if header.kind is Kind.STATE:
+            self._saving.row(header, payload)
+        elif header.kind is Kind.MARK:
+            said = control.fields(payload, Kind.MARK, rows=(list,), state=(dict,))
+            shard.mark(header.worker, header.sequence, header.clock)
+            self._saving.marked(header.worker, said["rows"], now())
+            if self._committing is not None:
+                self._committing.marked(header.worker, said["state"])
+        elif header.kind is Kind.LEAVE:
+            if self._committing is not None:
+                said = control.fields(payload, Kind.LEAVE, state=(dict,))
+                self._committing.saw(header.worker, header.clock)
+                self._committing.marked(header.worker, said["state"])
+        else:
+            return []
+        cut = shard.cut()
+        if cut is None:
+            return []
+        self._copy(shard, cut, now)
+        return shard.resume()
 
     def announce(self, header: Header, now_s: float) -> Announcement | None:
         """A message about a chunk has come: the cut that is due now, if one is."""
@@ -154,8 +165,7 @@ class Checkpoints:
             self._committing.saw(header.worker, header.clock)
         return self._committing.announce(now_s)
 
-    def copy(self, shard: Shard, cut: Cut, now: Callable[[], float]) -> None:
-        """Copies the shard, which stands at ``cut``, and has the copy written."""
+    def _copy(self, shard: Shard, cut: Cut, now: Callable[[], float]) -> None:
         if self._committing is not None:
             self._committing.opened(cut)
         if self._together and len(set(cut.clocks.values())) > 1:

@@ -9,12 +9,12 @@ from typing import Any, Final
 import numpy as np
 
 from psgrad import control
-from psgrad.chunk_state import Counters, Reply, Rules
+from psgrad.chunk_state import Counters, Reply
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.errors import CheckpointError, ConfigError, ProtocolError
 from psgrad.guard import is_finite
 from psgrad.intake import CHUNK_KINDS, Intake
-from psgrad.layout import Float32, Layout, assign, balance
+from psgrad.layout import Float32, Layout
 from psgrad.messages import (
     HEADER_NBYTES,
     Flag,
@@ -26,11 +26,12 @@ from psgrad.messages import (
 from psgrad.metrics import Sink
 from psgrad.numbering import Numbering
 from psgrad.open_steps import OpenSteps
+from psgrad.opening import about, clocks_of, load, refusal, rules_of, share_of
 from psgrad.options import Options
 from psgrad.params_encoder import ParamsEncoder
 from psgrad.pools import GradientPool, SnapshotPool
 from psgrad.record import Recorder
-from psgrad.registration import differing, reference_memory
+from psgrad.registration import differing
 from psgrad.resuming import Resuming
 from psgrad.roles import Roles
 from psgrad.saving import Checkpoints
@@ -137,13 +138,14 @@ class Server:
         elif self._shard is None:
             raise ProtocolError(f"worker {worker} sends {kind.name} before its registration")
         elif kind in (Kind.STATE, Kind.MARK):
-            self._mark(self._shard, header, payload)
+            if self._checkpoints is None:
+                raise ProtocolError(f"worker {worker} marks a checkpoint, this run has none")
         elif kind is Kind.SETTLE:
             self._settle(self._shard, header, payload)
         else:
             self._serve_chunk(self._shard, header, payload)
         if self._checkpoints is not None and self._shard is not None:
-            self._look_for_cut(self._checkpoints, self._shard, header, payload)
+            self._see_checkpoints(self._checkpoints, self._shard, header, payload)
         self._check_rendezvous()
 
     def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:
@@ -170,40 +172,19 @@ class Server:
             self._sink.log(f"worker {header.worker} left at clock {header.clock}")
             self._send(header.worker, Header(Kind.LEFT, run=self._run, worker=header.worker))
 
-    def _mark(self, shard: Shard, header: Header, payload: Any) -> None:
-        """A worker's marker, or a part of its own state before it."""
-        if self._checkpoints is None:
-            raise ProtocolError(f"worker {header.worker} marks a checkpoint, this run has none")
-        if header.kind is Kind.STATE:
-            self._checkpoints.row(header, payload)
-            return
-        shard.mark(header.worker, header.sequence, header.clock)
-        said = control.fields(payload, Kind.MARK, rows=(list,), state=(dict,))
-        self._checkpoints.marked(header, said, self._transport.now())
-        self._cut(self._checkpoints, shard)
-
-    def _look_for_cut(
+    def _see_checkpoints(
         self, checkpoints: Checkpoints, shard: Shard, header: Header, payload: Any
     ) -> None:
-        """What a chunk's message means for checkpoints: one may be due, or wait for nobody now."""
-        if header.kind is Kind.LEAVE:
-            checkpoints.left(header, control.fields(payload, Kind.LEAVE, state=(dict,)))
-            self._cut(checkpoints, shard)
-        announcement = checkpoints.announce(header, self._transport.now())
+        """What a message of a worker means for checkpoints, and what is due because of it."""
+        now = self._transport.now
+        for reply in checkpoints.see(shard, header, payload, now):
+            self._reply(reply)
+        announcement = checkpoints.announce(header, now())
         if announcement is not None:
             number, clock = announcement
             for worker in sorted(self._running):
                 cut = Header(Kind.CUT, run=self._run, worker=worker, sequence=number, clock=clock)
                 self._send(worker, cut)
-
-    def _cut(self, checkpoints: Checkpoints, shard: Shard) -> None:
-        """Makes the cut that is open, if all markers have come, and goes on."""
-        cut = shard.cut()
-        if cut is None:
-            return
-        checkpoints.copy(shard, cut, self._transport.now)
-        for reply in shard.resume():
-            self._reply(reply)
 
     def _advance_checkpoints(self, checkpoints: Checkpoints) -> None:
         reports, said = checkpoints.advance()
@@ -297,91 +278,39 @@ class Server:
 
     def _open_shard(self, layout: Layout, workers: Sequence[int]) -> str | None:
         """Takes its chunks of ``layout``; returns why it cannot, in words."""
-        said, problem = reference_memory(self._options, layout, self._roles.servers, workers)
-        if said is not None:
-            self._notice = said
-            self._sink.log(said)
+        transport, options = self._transport, self._options
+        problem, self._notice = refusal(options, layout, self._roles, workers, self._resuming)
+        if self._notice:
+            self._sink.log(self._notice)
         if problem is not None:
             return problem
-        chunks = layout.chunks(self._options.chunk_bytes)
-        owner = assign(chunks, self._roles.servers)
-        mine = [chunk for chunk in chunks if owner[chunk.index] == self._transport.rank]
-        self._balance = balance(chunks, owner, self._roles.servers)
-        self._digest, self._layout = layout.digest, layout
-        options = self._options
-        ef21 = options.compression.feedback == "ef21"
-        rules = Rules(
-            options.optimizer,
-            options.schedule,
-            options.staleness,
-            ef21,
-            self._compression.differences,
-            options.seed,
-            options.threads(
-                self._transport.cores, len(self._roles.servers_beside(self._transport.rank))
-            ),
-            options.robust,
-        )
-        # A worker that was done before it registered never pushes: nobody waits for it.
+        mine = share_of(layout, options, self._roles, transport.rank)
+        beside = len(self._roles.servers_beside(transport.rank))
         try:
-            self._shard = self._kind_of_shard(layout, mine, workers, rules)
+            rules = rules_of(options, options.threads(transport.cores, beside))
+            # A worker that was done before it registered never pushes: nobody waits for it.
+            self._shard = self._kind_of_shard(layout, mine.chunks, workers, rules)
+            load(self._shard, self._resuming, options, workers)
         except MemoryError:
-            nbytes = sum(chunk.nbytes for chunk in mine)
             return (
-                f"server {self._transport.rank} has no memory for {nbytes} bytes; use more servers"
+                f"server {transport.rank} has no memory for {mine.nbytes} bytes; use more servers"
             )
-        if problem := self._resume(self._shard, layout, workers):
+        except CheckpointError as error:
             self._shard = None
-            return problem
+            return str(error)
+        self._balance, self._layout, self._digest = mine.balance, layout, layout.digest
         if self._checkpoints is not None:
-            self._checkpoints.registered(self._about(layout), self._clocks(workers))
+            clocks = clocks_of(self._resuming, workers)
+            self._checkpoints.registered(about(options, self._roles, layout), clocks)
         self._intake.open(self._shard.chunks, self._digest)
         if trouble := self._sharing.open(layout):
             self._sink.log(f"parameters go by message: {trouble}")
         if self._sharing.place is not None:
             self._shard.move(*self._sharing.place)
         self._sink.log(
-            f"shard of {sum(chunk.nbytes for chunk in mine)} bytes in {len(mine)} of "
-            f"{len(chunks)} chunks, balance (max/mean over servers) {self._balance:.3f}"
+            f"shard of {mine.nbytes} bytes in {len(mine.chunks)} of {mine.of} chunks, "
+            f"balance (max/mean over servers) {mine.balance:.3f}"
         )
-        return None
-
-    def _about(self, layout: Layout) -> dict[str, Any]:
-        """What a checkpoint says of this run."""
-        options = self._options
-        return {
-            "servers": self._roles.servers,
-            "workers": self._roles.workers,
-            "mode": {0: "sync", None: "async"}.get(options.staleness, "ssp"),
-            "staleness": options.staleness,
-            "layout": asdict(layout),
-            "chunk_bytes": options.chunk_bytes,
-            "optimizer": repr(options.optimizer),
-            "learning_rate": options.optimizer.learning_rate,
-        }
-
-    def _clocks(self, workers: Sequence[int]) -> dict[int, int]:
-        """At which clocks workers begin."""
-        resuming = self._resuming
-        return {w: 0 if resuming is None else resuming.clock_of(w) for w in workers}
-
-    def _resume(self, shard: Shard, layout: Layout, workers: Sequence[int]) -> str | None:
-        """Goes on from a checkpoint, if there is one; returns why it cannot, in words."""
-        resuming = self._resuming
-        if resuming is None:
-            return None
-        if (problem := resuming.differs(layout)) is not None:
-            return problem
-        given = self._options.optimizer.learning_rate
-        try:
-            shard.load(
-                self._clocks(workers),
-                resuming.chunk_records,
-                resuming.source,
-                None if given == resuming.learning_rate else given,
-            )
-        except CheckpointError as error:
-            return f"checkpoint {resuming.number}: {error}"
         return None
 
     def _share(self, worker: int, payload: Any) -> None:

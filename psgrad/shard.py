@@ -20,9 +20,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad import shard_state
-from psgrad.aggregator import Aggregator
-from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules
+from psgrad import shard_state, waiting
+from psgrad.applying import Applier
+from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules, fresh
 from psgrad.consistency import (
     may_accept,
     may_answer,
@@ -31,14 +31,13 @@ from psgrad.consistency import (
     slowest_only,
 )
 from psgrad.cuts import Cut, Marks
-from psgrad.errors import CheckpointError, ConfigError, ProtocolError
+from psgrad.errors import CheckpointError, ProtocolError
 from psgrad.kernels import plain
 from psgrad.kernels.chunks import fastest
 from psgrad.kernels.crew import Crew
-from psgrad.layout import Chunk, Float32, Layout, SegmentOptions
-from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict
-from psgrad.references import References
-from psgrad.update import Gradient, Hyperparameters, Updater
+from psgrad.layout import Chunk, Float32, Layout
+from psgrad.messages import Flag, Header, Kind, Verdict
+from psgrad.update import Gradient, Updater
 
 COMPILED_NBYTES: Final = 4 << 20
 """A shard from this size on is worth the half second in which compiled kernels are loaded."""
@@ -53,16 +52,14 @@ class Shard:
         self.rules = rules
         self.counters = Counters()
         large = sum(chunk.nbytes for chunk in chunks) >= COMPILED_NBYTES
-        self._updater = Updater.of(
-            rules.optimizer, fastest() if large else plain, Crew(rules.threads)
-        )
-        robust = rules.aggregate
-        self._robust = None if robust is None else Aggregator(robust, self._updater.crew)
+        self._crew = Crew(rules.threads)
+        updater = Updater.of(rules.optimizer, fastest() if large else plain, self._crew)
+        self._applier = Applier(rules, updater, self.counters)
         everyone = sorted(workers)
         self._live = set(everyone)  # those that have not left
         self._marks = Marks()
         self.chunks = {
-            chunk.index: self._fresh(chunk, layout.segments[chunk.segment].options, everyone)
+            chunk.index: fresh(chunk, layout.segments[chunk.segment].options, everyone, rules)
             for chunk in chunks
         }
 
@@ -108,7 +105,8 @@ class Shard:
         It stays open until ``resume``. Raises ``ProtocolError`` where a round is open.
         """
         cut = self._marks.complete(self._live)
-        if cut is not None and any(state.round for state in self.chunks.values()):
+        in_step = cut is not None and len(set(cut.clocks.values())) == 1
+        if cut is not None and in_step and any(state.round for state in self.chunks.values()):
             raise ProtocolError(f"checkpoint {cut.number} cuts through an open round: {cut.clocks}")
         return cut
 
@@ -144,76 +142,26 @@ class Shard:
                 state.clocks[worker] = clocks[worker]
             # The bound that they waited for holds for what is pulled from now on.
             for push in parked:
-                self._set_rate(state, [push])
+                self._applier.set_rate(state, [push])
                 self._apply(state, [push], state.position)
                 state.position += 1 / len(state.clocks)
 
     def share_work(self, shared: bool) -> None:
         """Whether threads take part in updates, which need cores that nobody else needs."""
-        self._updater.crew.hands = self._updater.crew.size if shared else 1
+        self._crew.hands = self._crew.size if shared else 1
 
     def blocked(self) -> list[str]:
         """Why each unanswered message has no answer yet, in words."""
-        return [
-            f"chunk {state.chunk.index}: worker {header.worker}: {self._reason(state, header)}"
-            for state in self.chunks.values()
-            for header in [pull.header for pull in state.pulls]
-            + [push.header for push in state.round.values()]
-            + [push.header for queue in state.parked.values() for push in queue]
-        ]
+        return waiting.blocked(self.chunks.values(), self._marks, self._live, self.rules.bound)
 
     def waiting(self) -> dict[int, set[int]]:
-        """Workers with an unanswered pull, and whose next pushes each of them waits for."""
-        waits: dict[int, set[int]] = {}
-        for state in self.chunks.values():
-            for header in [pull.header for pull in state.pulls] + [
-                push.header for push in state.round.values() if push.header.kind is Kind.STEP
-            ]:
-                decision = may_answer(header.clock, state.clocks, self.rules.bound)
-                # A parked push is on its way in: its worker is not what this one waits for.
-                late = {w for w in decision.waits_for if not state.parked.get(w)}
-                if late and header.worker in state.clocks:
-                    waits.setdefault(header.worker, set()).update(late)
+        """Workers that wait for others to go on, and for whom."""
+        waits = waiting.for_pushes(self.chunks.values(), self.rules.bound)
+        if self.rules.bound == 0:  # elsewhere a worker marks wherever it waits
+            held = waiting.for_markers(self.chunks.values(), self._marks, self._live)
+            for worker, others in held.items():
+                waits.setdefault(worker, set()).update(others)
         return waits
-
-    def held(self) -> dict[int, set[int]]:
-        """Workers whose pushes a cut holds back, and whose markers each of them waits for."""
-        missing = set(self._marks.missing(self._live))
-        if not missing:
-            return {}
-        return {
-            worker: missing
-            for state in self.chunks.values()
-            for worker, queue in state.parked.items()
-            if any(self._marks.holds(worker, push.header.clock) for push in queue)
-        }
-
-    def _reason(self, state: ChunkState, header: Header) -> str:
-        if not state.ready:
-            return "the chunk has no initial value yet"
-        if self._marks.holds(header.worker, header.clock):
-            missing = ", ".join(f"worker {w}" for w in self._marks.missing(self._live))
-            return f"a checkpoint waits for {missing}"
-        return may_answer(header.clock, state.clocks, self.rules.bound).reason
-
-    def _fresh(self, chunk: Chunk, options: SegmentOptions, everyone: Sequence[int]) -> ChunkState:
-        optimizer = self.rules.optimizer
-        members = everyone if options.members is None else options.members
-        clocks = {worker: 0 for worker in everyone if worker in members}
-        tracked = self.rules.ef21 and not options.buffer
-        return ChunkState(
-            chunk=chunk,
-            options=options,
-            params=np.zeros(chunk.size, np.float32),
-            slots={} if options.buffer else optimizer.init(chunk.size),
-            clocks=clocks,
-            members=len(clocks),
-            estimate=np.zeros(chunk.size, np.float32) if tracked else None,
-            rate=optimizer.learning_rate,
-            references=None
-            if self.rules.differences is None
-            else References(chunk, self.rules.differences, self.rules.bound == 0, self.rules.seed),
-        )
 
     def _initialise(self, state: ChunkState, push: Push) -> list[Reply]:
         if state.ready or not isinstance(push.grad, np.ndarray):
@@ -306,7 +254,7 @@ class Shard:
         if self.rules.bound == 0:
             state.round[worker] = push
             return []
-        self._set_rate(state, [push])
+        self._applier.set_rate(state, [push])
         if state.stamps is not None:
             state.stamps[state.chunk.index] += 1
         self._apply(state, [push], state.position)
@@ -320,67 +268,14 @@ class Shard:
         pushes = [state.round[worker] for worker in sorted(state.round)]
         position = _round_clock(state) - 1
         state.round.clear()
-        self._set_rate(state, pushes)
+        self._applier.set_rate(state, pushes)
         self._apply(state, pushes, position)
         state.position = position + 1
         return [reply for push in pushes for reply in self._acknowledge(state, push)]
 
-    def _set_rate(self, state: ChunkState, pushes: Sequence[Push]) -> None:
-        asked = {p.header.worker: p.header.rate for p in pushes if p.header.rate != NO_RATE}
-        if not asked:
-            return
-        if len(set(asked.values())) > 1:
-            raise ConfigError(
-                f"workers set different learning rates at clock {pushes[0].header.clock}: "
-                + ", ".join(f"worker {worker} {rate:g}" for worker, rate in asked.items())
-                + "; in sync mode all must set the same"
-            )
-        for rate in asked.values():
-            state.rate = rate
-
     def _apply(self, state: ChunkState, pushes: Sequence[Push], position: float) -> None:
         """One update from the pushes that carry something, in worker order."""
-        self.counters.pushes += len(pushes)
-        arrays: list[Gradient] = [p.grad for p in pushes if p.grad is not None]
-        weights = [p.header.weight for p in pushes if p.grad is not None]
-        self.counters.skipped += len(pushes) - len(arrays)
-        if not arrays:
-            return
-        if self._robust is not None:
-            clock = pushes[0].header.clock
-            arrays = [self._robust.combine(arrays, state.chunk.size, clock)]
-            weights = [1.0]
-        if state.options.buffer:
-            share = 1.0 if self.rules.bound == 0 else 1 / len(state.clocks)
-            self._updater.average(state.params, arrays, weights, share)
-        else:
-            if state.estimate is not None:
-                self._track(state, arrays, pushes)
-                arrays, weights = [state.estimate], [1.0]
-            self._updater.step(
-                state.params, state.slots, arrays, weights, self._hyper(state, position)
-            )
-        state.version += 1
-        self.counters.updates += 1
-
-    def _track(self, state: ChunkState, grads: Sequence[Gradient], pushes: Sequence[Push]) -> None:
-        assert state.estimate is not None, "the caller has looked"
-        if len(pushes) < state.members:
-            raise ConfigError(
-                f"feedback ef21 needs all {state.members} workers in every round, round "
-                f"{pushes[0].header.clock} has {len(pushes)}: a worker has left; give all workers "
-                "the same number of steps, or use feedback ef"
-            )
-        self._updater.track(state.estimate, grads, state.members)
-
-    def _hyper(self, state: ChunkState, position: float) -> Hyperparameters:
-        options = state.options
-        decay = options.weight_decay
-        return Hyperparameters(
-            step=state.version + 1,
-            rate=state.rate * self.rules.schedule.factor(position) * options.learning_rate_scale,
-            decay=self.rules.optimizer.weight_decay if decay is None else decay,
-        )
+        self._applier.apply(state, pushes, position)
 
     def _acknowledge(self, state: ChunkState, push: Push) -> list[Reply]:
         if push.header.kind is Kind.STEP:

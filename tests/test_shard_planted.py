@@ -12,6 +12,8 @@ from shard_world import World, check_ledger, check_sync
 
 from psgrad import consistency
 from psgrad import shard as shard_module
+from psgrad.applying import Applier
+from psgrad.chunk_state import fresh
 from psgrad.errors import ProtocolError
 from psgrad.messages import Kind, Verdict
 from psgrad.shard import Shard
@@ -83,25 +85,41 @@ class PromisesStableParameters(Shard):
         return super()._answer(state, request, kind, verdict, push)._replace(stable=True)
 
 
-class CountsStepsFromZeroAgain(Shard):
-    def _hyper(self, state, position):
-        return super()._hyper(state, position)._replace(step=1)
+class Planted(Shard):
+    """A shard whose updates are those of ``applier``."""
+
+    applier = Applier
+
+    def __init__(self, layout, chunks, workers, rules):
+        super().__init__(layout, chunks, workers, rules)
+        self._applier = self.applier(rules, self._applier._updater, self.counters)
 
 
-class IgnoresTheRate(Shard):
-    def _set_rate(self, state, pushes):
-        pass
+class CountsStepsFromZeroAgain(Planted):
+    class applier(Applier):  # noqa: N801
+        def _hyper(self, state, position):
+            return super()._hyper(state, position)._replace(step=1)
 
 
-class IgnoresTheSegmentsScale(Shard):
-    def _hyper(self, state, position):
-        hyper = super()._hyper(state, position)
-        return hyper._replace(rate=hyper.rate / (state.options.learning_rate_scale or 1.0))
+class IgnoresTheRate(Planted):
+    class applier(Applier):  # noqa: N801
+        def set_rate(self, state, pushes):
+            pass
+
+
+class IgnoresTheSegmentsScale(Planted):
+    class applier(Applier):  # noqa: N801
+        def _hyper(self, state, position):
+            hyper = super()._hyper(state, position)
+            return hyper._replace(rate=hyper.rate / (state.options.learning_rate_scale or 1.0))
 
 
 class TrainsBuffers(Shard):
-    def _fresh(self, chunk, options, everyone):
-        return super()._fresh(chunk, replace(options, buffer=False), everyone)
+    def __init__(self, layout, chunks, workers, rules):
+        super().__init__(layout, chunks, workers, rules)
+        for index, state in self.chunks.items():
+            options = replace(state.options, buffer=False)
+            self.chunks[index] = fresh(state.chunk, options, sorted(state.clocks), rules)
 
 
 class ForgetsTheLargestStaleness(Shard):
