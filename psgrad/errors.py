@@ -9,6 +9,7 @@
     ├── NonFiniteError              gradients stay NaN or infinite             1
     ├── WireError                   bytes that are not a psgrad message        1
     ├── ProtocolError               a message the state machine cannot accept  1
+    ├── CheckpointError             a checkpoint that is damaged or not there  1
     └── LaunchError                 mpiexec is missing or did not start        2
 
 Each text is one line that names the value, the limit and the cure.
@@ -64,6 +65,10 @@ class WireError(PsgradError):
 
 class ProtocolError(PsgradError):
     """A message that decodes but breaks the protocol; a defect, never the user's fault."""
+
+
+class CheckpointError(PsgradError):
+    """A checkpoint, or a file of one, that is missing, damaged or not one of psgrad's."""
 
 
 class LaunchError(PsgradError):

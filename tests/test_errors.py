@@ -17,6 +17,7 @@ TREE = {
     "NonFiniteError": (1, ArithmeticError),
     "WireError": (1, PsgradError),
     "ProtocolError": (1, PsgradError),
+    "CheckpointError": (1, PsgradError),
     "LaunchError": (2, PsgradError),
 }
 
