@@ -35,6 +35,13 @@ def bench(argv: Sequence[str]) -> int:
     return bench_commands.bench(argv, os.environ)
 
 
+def checkpoint(argv: Sequence[str]) -> int:
+    """``psgrad checkpoint``."""
+    from psgrad import checkpoint_commands
+
+    return checkpoint_commands.checkpoint(argv)
+
+
 SCHEDULES: Final = ("seed", "minutes", "first", "set", "trace")
 
 
@@ -164,6 +171,7 @@ COMMANDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str]], int]]]] = Mapp
     {
         "codecs": ("list the codecs", codecs),
         "bench": ("measure: codecs, steps, latency, memory", bench),
+        "checkpoint": ("list, verify and convert checkpoints", checkpoint),
         "simulate": ("how it will scale; seeded schedules in the simulator", simulate),
     }
 )

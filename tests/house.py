@@ -51,7 +51,7 @@ HOUSE = (
     Row(6, "scale"),
     Row(7, "arguments"),
     Row(7, "run_options"),
-    Row(7, "bench_commands"),
+    Row(7, "bench_commands checkpoint_commands"),
     Row(7, "commands"),
     Row(7, "cli"),
     Row(7, "__main__"),
