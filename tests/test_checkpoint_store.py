@@ -249,7 +249,8 @@ def test_a_disk_that_is_full(small_disk):
         store.write(200, "server-0.safetensors", big)
     store.abandon(200)
     assert names(small_disk) == ["step-00000100"]
-    (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
+    space = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize))
     assert fails(small_disk).errno == errno.ENOSPC
     (small_disk / "filler").unlink()
     save(small_disk, 300, keep=1)
