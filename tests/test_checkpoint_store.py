@@ -127,20 +127,32 @@ def test_prepare_sweeps_what_earlier_runs_have_left(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "mode"),
-    [("whole", "after"), ("damaged", "before"), ("missing", "before")],
+    ("target", "left", "mode"),
+    [
+        ("whole", "step-00000100", "after"),
+        ("damaged", "step-00000100.old", "before"),
+        ("missing", "step-00000100.old", "before"),
+    ],
 )
-def test_prepare_settles_what_was_being_replaced(tmp_path, target, mode):
+def test_prepare_settles_what_was_being_replaced(tmp_path, target, left, mode):
     save(tmp_path, 100, mode="before").rename(tmp_path / "step-00000100.old")
     if target != "missing":
         path = save(tmp_path / "x", 100, mode="after")
         path.rename(tmp_path / "step-00000100")
         (tmp_path / "x").rmdir()
     if target == "damaged":
-        (tmp_path / "step-00000100" / "server-0.safetensors").unlink()
+        file = tmp_path / "step-00000100" / "server-0.safetensors"
+        file.write_bytes(bytes(file.stat().st_size))
+    found_before = newest(tmp_path)[0]
     Store(tmp_path, 1).prepare()
+    assert names(tmp_path) == [left]
+    # Whoever has opened it before goes on reading it.
+    assert content_of(found_before) == 100
+    assert newest(tmp_path)[0] == found_before
+    assert found_before.manifest.state["mode"] == mode
+    save(tmp_path, 100, mode="again")
     assert names(tmp_path) == ["step-00000100"]
-    assert newest(tmp_path)[0].manifest.state["mode"] == mode
+    assert newest(tmp_path)[0].manifest.state["mode"] == "again"
 
 
 def test_prepare_wants_a_folder(tmp_path):

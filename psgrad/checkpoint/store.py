@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from psgrad.checkpoint.files import MANIFEST, FileRecord, check_record, write_tensors
 from psgrad.checkpoint.manifest import Manifest
-from psgrad.checkpoint.opened import ASIDE, Checkpoint, folder_name, found
+from psgrad.checkpoint.opened import ASIDE, folder_name, found, verify
 from psgrad.errors import CheckpointError, ConfigError
 
 PROBE: Final = ".probe"
@@ -132,18 +132,18 @@ class Store:
         _erase(removed)
 
     def _tidy(self) -> None:
-        """Sweeps temporary folders; settles what was being replaced when a run ended."""
+        """Sweeps temporary folders; settles what was being replaced when a run ended.
+
+        What ``newest`` finds stays where it is: a run may be about to go on from it.
+        """
         for path in self.folder.iterdir():
             if _TEMPORARY.fullmatch(path.name):
                 shutil.rmtree(path)
         for aside in found(self.folder):
             if aside.name.endswith(ASIDE):
                 target = aside.with_name(aside.name.removesuffix(ASIDE))
-                if _opens(target):
-                    self._remove(aside)
-                else:
-                    self._remove(target)
-                    os.rename(aside, target)
+                if target.exists():
+                    self._remove(aside if _whole(target) else target)
 
 
 def _see(path: Path, nbytes: int) -> None:
@@ -152,14 +152,14 @@ def _see(path: Path, nbytes: int) -> None:
     try:
         seen = path.stat().st_size
     except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, f"is not to be seen; {cure}", str(path)) from error
+        raise FileNotFoundError(errno.ENOENT, f"{path} is not there; {cure}") from error
     if seen != nbytes:
-        raise OSError(errno.EIO, f"has {seen} bytes instead of {nbytes}; {cure}", str(path))
+        raise OSError(errno.EIO, f"{path} has {seen} bytes instead of {nbytes}; {cure}")
 
 
-def _opens(path: Path) -> bool:
+def _whole(path: Path) -> bool:
     try:
-        Checkpoint.open(path)
+        verify(path)
     except CheckpointError:
         return False
     return True
