@@ -39,6 +39,13 @@ def bench(argv: Sequence[str]) -> int:
     return bench_commands.bench(argv, os.environ)
 
 
+def checkpoint(argv: Sequence[str]) -> int:
+    """``psgrad checkpoint``."""
+    from psgrad import checkpoint_commands
+
+    return checkpoint_commands.checkpoint(argv)
+
+
 def replay(argv: Sequence[str]) -> int:
     """Repeats a recorded run in this process, with as many BLAS threads as its ranks had."""
     parser = Parser(
@@ -217,6 +224,7 @@ COMMANDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str]], int]]]] = Mapp
     {
         "codecs": ("list the codecs", codecs),
         "bench": ("measure: codecs, steps, latency, memory", bench),
+        "checkpoint": ("list, verify and convert checkpoints", checkpoint),
         "simulate": ("how it will scale; seeded schedules in the simulator", simulate),
     }
 )

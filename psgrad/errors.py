@@ -60,7 +60,7 @@ class NonFiniteError(PsgradError, ArithmeticError):
 
 
 class CheckpointError(PsgradError):
-    """A checkpoint that is damaged, incomplete, or of another run than this."""
+    """A checkpoint, or a file of one, that is missing, damaged, or of another run than this."""
 
 
 class WireError(PsgradError):

@@ -8,6 +8,7 @@ the disk are older ones removed. A process, or the machine, may stop at any poin
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -17,9 +18,9 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from psgrad.checkpoint.files import MANIFEST, FileRecord, check_record, check_size, write_tensors
+from psgrad.checkpoint.files import MANIFEST, FileRecord, check_record, write_tensors
 from psgrad.checkpoint.manifest import Manifest
-from psgrad.checkpoint.opened import ASIDE, Checkpoint, folder_name, found
+from psgrad.checkpoint.opened import ASIDE, folder_name, found, verify
 from psgrad.errors import CheckpointError, ConfigError
 
 PROBE: Final = ".probe"
@@ -81,38 +82,37 @@ class Store:
         """Makes a checkpoint of what was written for ``step``; returns its folder.
 
         When this returns, it has reached the disk, and only then are the oldest beyond ``keep``
-        removed. One of the same step is replaced. Raises ``OSError`` as it comes, and
-        ``CheckpointError`` where a file of ``files`` cannot be seen from here; all that was there
-        before is then still valid. What cannot be removed is left for the next time.
+        removed. One of the same step is replaced. Raises ``OSError`` as it comes, also where a
+        file of ``files`` cannot be seen from here; what was there before is then still valid, and
+        only where the last sync has failed the new one may be there as well. What cannot be
+        removed is left for the next time.
         """
         temporary, target = self._temporary(step), self.folder / folder_name(step)
         content = Manifest(step, tuple(files), state).to_bytes()
-        try:
-            for record in files:
-                check_size(temporary, record)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}; the folder of checkpoints must be one that all servers share"
-            ) from error
+        for record in files:
+            _see(temporary / record.name, record.nbytes)
         _write_synced(temporary / (MANIFEST + ".tmp"), content)
         os.rename(temporary / (MANIFEST + ".tmp"), temporary / MANIFEST)
         _sync(temporary)
         aside = target.with_name(target.name + ASIDE)
         if target.exists():
-            # Of two that are there, the one that was moved aside is the older one.
-            self._remove(aside)
+            if aside.exists():  # an older one still
+                self._remove(aside)
             # No system call that is everywhere swaps two folders: the old one stays where ``found``
             # sees it until the new one has its name.
             os.rename(target, aside)
         os.rename(temporary, target)
         _sync(self.folder)
-        self._remove(aside)
-        self._prune(target)
+        # It is there: whatever fails from here on is no error of this checkpoint.
+        with contextlib.suppress(OSError, CheckpointError):
+            if aside.exists():
+                self._remove(aside)
+            self._prune(target)
         return target
 
     def abandon(self, step: int) -> None:
         """Removes what was written for ``step`` and not committed; never raises."""
-        shutil.rmtree(self._temporary(step), ignore_errors=True)
+        _erase(self._temporary(step))
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f".{folder_name(step)}.tmp"
@@ -126,32 +126,50 @@ class Store:
     def _remove(self, path: Path) -> None:
         """Takes the name away first: nothing that looks like a checkpoint is ever half there."""
         removed = self.folder / f".{path.name.removesuffix(ASIDE)}.removed"
-        shutil.rmtree(removed, ignore_errors=True)
+        _erase(removed)
         with contextlib.suppress(OSError):
             os.rename(path, removed)
-        shutil.rmtree(removed, ignore_errors=True)
+        _erase(removed)
 
     def _tidy(self) -> None:
-        """Sweeps temporary folders; settles what was being replaced when a run ended."""
+        """Sweeps temporary folders; settles what was being replaced when a run ended.
+
+        What ``newest`` finds stays where it is: a run may be about to go on from it.
+        """
         for path in self.folder.iterdir():
             if _TEMPORARY.fullmatch(path.name):
                 shutil.rmtree(path)
         for aside in found(self.folder):
             if aside.name.endswith(ASIDE):
                 target = aside.with_name(aside.name.removesuffix(ASIDE))
-                if _opens(target):
-                    self._remove(aside)
-                else:
-                    self._remove(target)
-                    os.rename(aside, target)
+                if target.exists():
+                    self._remove(aside if _whole(target) else target)
 
 
-def _opens(path: Path) -> bool:
+def _see(path: Path, nbytes: int) -> None:
+    """Raises ``OSError`` where a server has written to a folder that is not this one."""
+    cure = "all servers must share the folder of checkpoints"
     try:
-        Checkpoint.open(path)
+        seen = path.stat().st_size
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, f"{path} is not there; {cure}") from error
+    if seen != nbytes:
+        raise OSError(errno.EIO, f"{path} has {seen} bytes instead of {nbytes}; {cure}")
+
+
+def _whole(path: Path) -> bool:
+    try:
+        verify(path)
     except CheckpointError:
         return False
     return True
+
+
+def _erase(folder: Path) -> None:
+    """Removes what can be removed; never raises."""
+    # ``ignore_errors`` does not ignore those of ``close``.
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_synced(path: Path, content: bytes) -> None:
