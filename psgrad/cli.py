@@ -189,9 +189,9 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from psgrad.jobs import run
     from psgrad.launch import Launch, describe, prepare
 
-    command = _rank_command(rest, arguments.np)
+    command = _rank_command(rest, arguments.np, arguments.elastic)
     system = os.environ.get("PSGRAD_MPI") == "system"
-    launch = Launch(arguments.np, tuple(command), arguments.mpiexec, system)
+    launch = Launch(arguments.np, tuple(command), arguments.mpiexec, system, arguments.elastic)
     plan = prepare(launch, os.environ, terminal=sys.stderr.isatty())
     if arguments.dry_run:
         print(describe(plan))
@@ -199,7 +199,7 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return run(plan, os.environ)
 
 
-def _rank_command(rest: Sequence[str], ranks: int) -> list[str]:
+def _rank_command(rest: Sequence[str], ranks: int, elastic: bool) -> list[str]:
     """What each rank runs: ``psgrad train`` with ``rest``, or the program that ``rest`` names."""
     first = rest[0] if rest else "train"
     if first.endswith(".py"):
@@ -207,6 +207,8 @@ def _rank_command(rest: Sequence[str], ranks: int) -> list[str]:
     if first != "train" and not first.startswith("-") and not first.endswith(".toml"):
         return list(rest)
     arguments = list(rest[1:] if first == "train" else rest)
+    if elastic and "--fault-tolerant" not in arguments:
+        arguments.append("--fault-tolerant")
     parsed = _train_parser().parse_args(arguments)
     from psgrad.roles import Roles
 
@@ -231,7 +233,7 @@ def _configure(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Con
         text = getattr(arguments, _attribute(option))
         if text is not None:
             given[key] = text if option in STRINGS else config.parse_value(text)
-    for flag in ("json", "record"):
+    for flag in ("json", "record", "fault_tolerant"):
         if getattr(arguments, flag):
             given[flag] = True
     if arguments.inject:
@@ -261,6 +263,9 @@ def _train_parser() -> Parser:
         "--trace", type=output, metavar="JSON", help="of a simulated run, for Perfetto"
     )
     parser.add_argument(
+        "--fault-tolerant", action="store_true", help="go on without workers that die"
+    )
+    parser.add_argument(
         "--inject", action="append", metavar="FAULT", help="plant a fault: slow:rank=3,factor=5"
     )
     parser.add_argument(
@@ -276,13 +281,16 @@ def _train_parser() -> Parser:
 def _run_parser() -> Parser:
     parser = Parser(
         prog="psgrad run",
-        usage="psgrad run [--np N] [--dry-run] [--mpiexec PATH] [-- COMMAND]",
+        usage="psgrad run [--np N] [--elastic] [--dry-run] [--mpiexec PATH] [-- COMMAND]",
         description="Start an MPI job on this machine. COMMAND is a psgrad train command line "
         "(--model mlp ...; nothing: the default run) or a program (python my.py).",
         allow_abbrev=False,
     )
     parser.add_argument("--np", "-n", type=_ranks, default=4, metavar="N", help="ranks (4)")
     parser.add_argument("--dry-run", action="store_true", help="print the command, start nothing")
+    parser.add_argument(
+        "--elastic", action="store_true", help="workers may die: training goes on without them"
+    )
     parser.add_argument("--mpiexec", metavar="PATH", help="the mpiexec to use")
     return parser
 

@@ -69,8 +69,8 @@ def combine(parts: Mapping[int, Part]) -> dict[str, Any]:
 
     Parts of weight 0 count for nothing; without any other the mean is NaN.
 
-    ``{"mean": {...}}``; when the workers brought different names, ``{"error": text, "first": w}``,
-    where w is the first of them.
+    ``{"mean": {...}, "first": w}``, w being the first of them; ``{"error": text, "first": w}``
+    where they brought different names.
     """
     first, *others = sorted(parts)
     names = list(parts[first].values)
@@ -89,4 +89,4 @@ def combine(parts: Mapping[int, Part]) -> dict[str, Any]:
         else math.nan
         for name in names
     }
-    return {"mean": mean}
+    return {"mean": mean, "first": first}

@@ -8,6 +8,7 @@
     ├── LayoutError (ValueError)    names, shapes or dtypes of parameters      2
     ├── NonFiniteError              gradients stay NaN or infinite             1
     ├── CheckpointError             a checkpoint that cannot be used           1
+    ├── RankLostError               a rank died without which it cannot go on  1
     ├── WireError                   bytes that are not a psgrad message        1
     ├── ProtocolError               a message the state machine cannot accept  1
     └── LaunchError                 mpiexec is missing or did not start        2
@@ -61,6 +62,10 @@ class NonFiniteError(PsgradError, ArithmeticError):
 
 class CheckpointError(PsgradError):
     """A checkpoint, or a file of one, that is missing, damaged, or of another run than this."""
+
+
+class RankLostError(PsgradError):
+    """A rank has died, or was shut out, and the run or this rank cannot go on."""
 
 
 class WireError(PsgradError):

@@ -41,8 +41,8 @@ class Intake:
         self._numbering = numbering
         self._chunks: Mapping[int, ChunkState] = {}
         self._digest = 0
-        # Payloads that have a place and are not delivered yet, oldest first, by rank.
-        self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
+        # Payloads that have a place, of the pool or not, and are not delivered yet, by rank.
+        self._placed: dict[int, deque[tuple[Buffer, bool]]] = defaultdict(deque)
 
     def open(self, chunks: Mapping[int, ChunkState], digest: int) -> None:
         """From now on ``chunks`` of the layout with this digest may come."""
@@ -51,7 +51,7 @@ class Intake:
     def take(self, peer: int, header: Header) -> tuple[bool, Any]:
         """A whole message has come: whether it is new, and its payload, if it has one."""
         self._check_sender(peer, header)
-        payload = self._placed[peer].popleft() if header.nbytes else None
+        payload = self._placed[peer].popleft()[0] if header.nbytes else None
         new = self._numbering.take(peer, header.number)
         self.repeated += not new
         return new, payload
@@ -62,6 +62,7 @@ class Intake:
         encoded = header.flags & Flag.ENCODED
         if encoded and (header.kind not in PUSH_KINDS or self._push is None):
             raise ProtocolError(f"rank {peer} sends {header.kind.name} with an encoded payload")
+        new = False
         if header.kind is Kind.STATE:
             memory: Buffer = self._row_memory(peer, header)
         elif header.kind in CHUNK_KINDS:
@@ -72,14 +73,18 @@ class Intake:
             memory = bytearray(header.nbytes)
         else:
             raise ProtocolError(f"rank {peer} announces a control message of {header.nbytes} bytes")
-        self._placed[peer].append(memory)
+        self._placed[peer].append((memory, new))
         return memory
+
+    def forget(self, peer: int) -> None:
+        """``peer`` is gone: what had a place will not come."""
+        self._gradients.forget(sum(lent for _, lent in self._placed.pop(peer, ())))
 
     def _check_sender(self, peer: int, header: Header) -> None:
         if header.run != self._run:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
         if self._roles.is_server(peer):
-            if header.kind is not Kind.WRITTEN:
+            if header.kind not in (Kind.WRITTEN, Kind.EVICTED):
                 raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
             return
         worker = self._roles.worker_of(peer)

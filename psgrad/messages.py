@@ -80,6 +80,10 @@ class Kind(enum.IntEnum):
     STATE = 21  # payload: a row of a worker's own state, the part that belongs to a chunk
     MARK = 22  # a checkpoint cuts here: after this clock's push; payload: the worker's state
     WRITTEN = 23  # to the coordinator: a server's part of a checkpoint is in its file, or why not
+    LOST = 24  # the peer is gone; a transport makes it itself, it never travels
+    EVICTED = 25  # from the coordinator to a server: a worker was silent for too long
+    FENCED = 26  # to that worker: nothing of it is taken any more
+    ALIVE = 27  # to the coordinator: a worker waits, or computes for long; not answered
 
 
 class Verdict(enum.IntEnum):
@@ -90,6 +94,7 @@ class Verdict(enum.IntEnum):
     DUPLICATE = 2  # had been applied before: acknowledged, not applied again
     SKIPPED = 3  # an empty push: the clock moved, nothing was applied
     REFUSED = 4  # a registration that does not fit
+    LATE = 5  # its worker was gone before it could be applied
 
 
 _KINDS: Final = MappingProxyType({int(kind): kind for kind in Kind})

@@ -55,6 +55,10 @@ class OpenSteps:
             for _, (header, grad) in sorted(chunks.items())
         ]
 
+    def drop(self, worker: int) -> list[Pushed]:
+        """``worker`` is gone: what has come of its open step."""
+        return list(self._chunks.pop(worker, {}).values())
+
     @property
     def workers(self) -> list[int]:
         """Whose steps are open."""

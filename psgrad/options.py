@@ -46,6 +46,8 @@ class Options:
     feedback: str = "auto"
     zstd: str = "auto"
     seed: int = 0
+    fault_tolerant: bool = False
+    lease: float = 30.0
     checkpoint_dir: str = ""
     checkpoint_every: str = ""
     checkpoint_keep: int = 2
@@ -93,6 +95,7 @@ class Options:
                 "they do not; use shared_memory auto, or pull codec none"
             )
         object.__setattr__(self, "compression", compression)
+        _check_tolerance(self.fault_tolerant, self.lease, self.staleness)
         checkpoints = CheckpointOptions(
             self.checkpoint_dir, self.checkpoint_every, self.checkpoint_keep, self.resume
         )
@@ -123,6 +126,18 @@ class Options:
                 of = f" as members of segment {segment.match!r}"
                 check_workers(self.robust, len(segment.members), of)
         return roles
+
+
+def _check_tolerance(fault_tolerant: Any, lease: Any, staleness: int | None) -> None:
+    if not isinstance(fault_tolerant, bool):
+        raise ConfigError(f"fault_tolerant must be True or False, got {fault_tolerant!r}")
+    if isinstance(lease, bool) or not isinstance(lease, Real) or not 0 < float(lease) < math.inf:
+        raise ConfigError(f"lease must be a number of seconds above 0, got {lease!r}")
+    if fault_tolerant and staleness == 0:
+        raise ConfigError(
+            "fault_tolerant needs ssp or async mode, where a worker's pushes stand for themselves; "
+            "in sync mode use checkpoints and psgrad run --restarts"
+        )
 
 
 def check_chunk_bytes(chunk_bytes: int) -> None:

@@ -47,6 +47,10 @@ class GradientPool:
         self._opened[id(opened)] = (n, memory)
         return opened
 
+    def forget(self, pieces: int) -> None:
+        """So many pieces were lent for what will not come; they may still be written to."""
+        self.lent -= pieces
+
     def give_back(self, gradient: Gradient, keep: bool = True) -> None:
         """Nobody looks at ``gradient`` any more; without ``keep`` there will be none like it."""
         self.lent -= 1

@@ -66,6 +66,10 @@ class Roles:
         """The servers on the machine of ``rank``."""
         return [server for server in self.server_ranks if self.same_node(server, rank)]
 
+    def host(self, rank: int) -> str:
+        """The name of the machine of ``rank``, if that is known."""
+        return self.hosts[rank] if self.hosts else "host unknown"
+
     def name(self, rank: int) -> str:
         """The role of ``rank`` in words."""
         if rank == 0:

@@ -151,6 +151,10 @@ class Checkpoints:
                 self._committing.marked(header.worker, said["state"])
         else:
             return []
+        return self.cut_if_complete(shard, now)
+
+    def cut_if_complete(self, shard: Shard, now: Callable[[], float]) -> list[Reply]:
+        """Makes the cut that is open, if nothing is missing; the answers that are due then."""
         cut = shard.cut()
         if cut is None:
             return []

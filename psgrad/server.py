@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -11,7 +11,8 @@ import numpy as np
 from psgrad import control
 from psgrad.chunk_state import Counters, Reply
 from psgrad.coordinator import Coordinator, Outcome
-from psgrad.errors import CheckpointError, ConfigError, ProtocolError
+from psgrad.crash import warn
+from psgrad.errors import CheckpointError, ConfigError, ProtocolError, RankLostError
 from psgrad.guard import is_finite
 from psgrad.intake import CHUNK_KINDS, Intake
 from psgrad.layout import Float32, Layout
@@ -65,6 +66,7 @@ class Server:
         recorder: Recorder | None = None,
         checkpoints: Checkpoints | None = None,
         resuming: Resuming | None = None,
+        warn: Callable[[str], None] = warn,
     ) -> None:
         self._transport = transport
         self._roles = roles
@@ -74,6 +76,8 @@ class Server:
         self._compression = options.compression
         self._numbering = Numbering()
         self._running = set(range(roles.workers))
+        self._finished = 0  # workers whose main has returned
+        self._lost: set[int] = set()  # workers that are out of the run
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
         self._registrations: dict[int, Layout | str] = {}  # of workers that wait for an answer
         self._digest = 0
@@ -88,6 +92,7 @@ class Server:
         self._sharing = ServerSharing(options, roles, transport.rank)
         self._checkpoints = checkpoints
         self._resuming = resuming
+        self._warn = warn
         self._open = OpenSteps()
         self._layout: Layout | None = None
         self._snapshots = SnapshotPool()
@@ -106,6 +111,9 @@ class Server:
             if message is None:
                 continue
             peer, header = message
+            if header.kind is Kind.LOST:
+                self._lose_rank(peer)
+                continue
             new, payload = self._intake.take(peer, header)
             if not new:
                 continue
@@ -222,12 +230,50 @@ class Server:
                 self._reply(reply)
         shard.share_work(True)
 
+    def _lose_rank(self, rank: int) -> None:
+        """The transport says that ``rank`` has died."""
+        name = f"rank {rank} ({self._roles.name(rank)}, {self._roles.host(rank)})"
+        if self._roles.is_server(rank):
+            raise RankLostError(
+                f"{name} is gone, and its part of the parameters with it; go on from the newest "
+                "checkpoint: psgrad run --restarts does"
+            )
+        if self._roles.worker_of(rank) in self._running:
+            self._lose_worker(self._roles.worker_of(rank), f"{name} is gone")
+
+    def _lose_worker(self, worker: int, why: str) -> None:
+        """A worker is out of the run: what of it is not applied never will be."""
+        rank = self._roles.rank_of(worker)
+        self._lost.add(worker)
+        self._transport.drop(rank)
+        self._intake.forget(rank)
+        for header, grad in self._open.drop(worker):
+            if grad is not None and not header.flags & Flag.SHARED:
+                self._gradients.give_back(grad)
+        self._running.discard(worker)
+        said = f"{why}; {len(self._running)} workers go on"
+        self._sink.log(said)
+        if self._coordinator is not None:
+            self._warn(said)
+        self._registrations.pop(worker, None)
+        if self._shard is not None:
+            for reply in self._shard.drop(worker):
+                self._reply(reply)
+            if self._checkpoints is not None:
+                for reply in self._checkpoints.cut_if_complete(self._shard, self._transport.now):
+                    self._reply(reply)
+        if not self._running and not self._finished:
+            raise RankLostError(f"{why}, and it was the last worker")
+        self._register_if_all_came()
+        if self._coordinator is not None:
+            self._send_outcomes(self._coordinator.finish(worker))
+
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None and not reply.header.flags & Flag.SHARED:
             # First values come once, and so does what is flushed bare beside a codec.
             again = reply.header.clock > 0 and self._compression.push is None
             self._gradients.give_back(reply.released, keep=again)
-        if reply.header.flags & Flag.QUIET:
+        if reply.header.flags & Flag.QUIET or reply.header.worker in self._lost:
             return
         header, payload = self._encoder.encode(reply)
         if payload is not None and self._is_read_there(reply):
@@ -361,6 +407,7 @@ class Server:
 
     def _finish(self, worker: int) -> None:
         self._running.discard(worker)
+        self._finished += 1
         self._registrations.pop(worker, None)
         self._sink.log(f"worker {worker} is done")
         self._register_if_all_came()
@@ -375,6 +422,8 @@ class Server:
             self._send(outcome.worker, header, encode_json(outcome.result))
 
     def _send(self, worker: int, header: Header, payload: bytes = b"") -> None:
+        if worker in self._lost:
+            return
         peer = self._roles.rank_of(worker)
         self._post(peer, header._replace(nbytes=len(payload)), payload or None)
 

@@ -70,6 +70,8 @@ def run(
     feedback: str = "auto",
     zstd: str = "auto",
     seed: int = 0,
+    fault_tolerant: bool = False,
+    lease: float = 30.0,
     checkpoint_dir: str = "",
     checkpoint_every: str = "",
     checkpoint_keep: int = 2,
@@ -99,6 +101,10 @@ def run(
     travel as, ``feedback`` says what becomes of the part of a gradient that is not sent, ``zstd``
     whether payloads are compressed once more (auto: where that saves time), and ``seed`` keys the
     codecs' randomness.
+
+    With ``fault_tolerant``, in ssp and async mode, training goes on without workers that die, if
+    MPI lets it (``psgrad run --elastic``), and without those that are silent for longer than
+    ``lease`` seconds and ten of their steps.
 
     With ``checkpoint_every``, a number of steps such as ``"500"`` or of seconds such as ``"600s"``,
     the servers write checkpoints to ``checkpoint_dir`` while training goes on, of which the last
@@ -131,6 +137,8 @@ def run(
             feedback=feedback,
             zstd=zstd,
             seed=seed,
+            fault_tolerant=fault_tolerant,
+            lease=lease,
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
             checkpoint_keep=checkpoint_keep,
@@ -245,6 +253,8 @@ class Session:
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
         if chosen.compression.push or chosen.compression.pull:
             self._load_kernels(hosts)
+        if chosen.fault_tolerant:
+            self.transport.tolerate()
         comm = self.transport.subgroup(list(roles.worker_ranks))
         try:
             if roles.is_server(self.rank):
@@ -259,6 +269,7 @@ class Session:
                     recorder,
                     checkpoints,
                     resuming,
+                    self._warn,
                 ).serve()
                 return None
             worker = Worker(self.transport, roles, chosen, run_id, comm, recorder, resuming)

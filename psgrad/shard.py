@@ -95,6 +95,25 @@ class Shard:
             state.params = place
             state.stamps = stamps
 
+    def drop(self, worker: int) -> list[Reply]:
+        """``worker`` is gone: what of it is not applied never will be, and nobody waits for it.
+
+        Returns the answers that are due because of that; some may be to ``worker``.
+        """
+        self._live.discard(worker)
+        replies: list[Reply] = []
+        for state in self.chunks.values():
+            replies += [
+                self._answer(state, push.header, Kind.ACK, Verdict.LATE, push)
+                for push in state.parked.pop(worker, ())
+            ]
+            state.pulls = [pull for pull in state.pulls if pull.header.worker != worker]
+            state.leaving.discard(worker)
+            if state.clocks.pop(worker, None) is not None and state.references is not None:
+                state.references.drop(worker)
+            replies += self._advance(state)
+        return replies
+
     def mark(self, worker: int, number: int, clock: int) -> None:
         """Cut ``number`` is behind this worker's push of ``clock``: later ones wait for the cut."""
         self._marks.put(worker, number, clock)

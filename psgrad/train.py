@@ -134,6 +134,8 @@ def train_in(
             feedback=config.feedback,
             zstd=config.zstd,
             seed=config.seed,
+            fault_tolerant=config.fault_tolerant,
+            lease=config.lease,
             checkpoint_dir=config.checkpoint_dir or written,
             checkpoint_every=config.checkpoint_every,
             checkpoint_keep=config.checkpoint_keep,

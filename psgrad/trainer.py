@@ -125,7 +125,7 @@ class Trainer:
             }
         )
         seconds = worker.now() - start
-        if worker.rank == 0:
+        if worker.is_first:
             worker.pull(dense=True)
             totals = {key: value * worker.size for key, value in totals.items()}
             test = compute.evaluate(worker.params, dataset, self._data.test)

@@ -50,6 +50,9 @@ class Worker:
         """How many workers there are."""
         self.comm = comm
         """A communicator of the workers only."""
+        self.is_first = self.rank == 0
+        """Whether this worker was the first at the last rendezvous: it reports for all. That is
+        worker 0 as long as it lives."""
         self.notice = ""
         """What the servers had to say of the registration, such as the memory that pulls need."""
         self._transport = transport
@@ -322,6 +325,7 @@ class Worker:
         result = decode_json(payload)
         if "error" in result:
             raise alike(ConfigError(result["error"]), result["first"], self.rank)
+        self.is_first = result["first"] == self.rank
         mean: dict[str, float] = result["mean"]
         return mean
 

@@ -7,6 +7,8 @@ A transport carries messages, each a ``Header`` and at most one payload:
 - A message is delivered whole: ``receive`` returns it when its payload lies where the receiver
   wanted it. Receives are named: a rank hears only the peers that it has connected to.
 - A payload handed to ``send`` must not change until ``Sent.done()``.
+- Where ranks may die (``tolerate``), each rank that hears one that has died takes one ``LOST``
+  message of it, after all that had come of it; what is sent to it vanishes.
 - Time, sleeping and waiting come from here and from nowhere else.
 """
 
@@ -86,6 +88,14 @@ class Transport(Protocol):
         ``place(peer, header)`` is asked once for each message with a payload and returns the
         writable memory of ``header.nbytes`` bytes that the payload is received into.
         """
+        ...
+
+    def tolerate(self) -> None:
+        """From now on the end of another rank is told, and does not end this one."""
+        ...
+
+    def drop(self, peer: int) -> None:
+        """Neither hears ``peer`` any more nor waits for what was sent to it."""
         ...
 
     def close(self) -> None:

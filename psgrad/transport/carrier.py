@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from psgrad.errors import ProtocolError
-from psgrad.messages import HEADER_NBYTES, Header
+from psgrad.messages import HEADER_NBYTES, Header, Kind
 from psgrad.transport import Buffer
 from psgrad.transport.clockwork import Clockwork, Rank, SimulationError
 from psgrad.transport.network import Line, Wires
 from psgrad.transport.trace import Event, Sink
 
+NOTICED_S: Final = 0.02  # until a rank's death is known elsewhere
 POLLS: Final = 1_000_000  # of one message: no program asks that often if it ever waits
 
 
@@ -77,6 +78,8 @@ class End:
     leaving: int = 0  # payloads that lie in its memory
     gathered: int = 0  # collective calls so far
     closed: bool = False
+    tolerant: bool = False
+    lost: set[int] = field(default_factory=set)  # peers of whom nothing is taken any more
 
 
 @dataclass(eq=False)
@@ -215,7 +218,7 @@ class Carrier:
         end = self.ends[message.line.dest]
         if self._is_cut_off(message):
             return
-        if end.closed or not end.rank.runs:
+        if end.closed or not end.rank.runs or message.line.source in end.lost:
             self._lose(message, "came when nobody heard it any more")
             return
         self.clock.moved()
@@ -226,6 +229,23 @@ class Carrier:
             end.unheard.append(message)
             return
         end.inbox.append(message)
+        if end.rank.waits_in == "receive":
+            self.clock.wake(end.rank)
+
+    def tell_lost(self, gone: End) -> None:
+        """A rank has died: those that hear it will know, a little later."""
+        for end in self.ends:
+            if end.tolerant and end is not gone and end.rank.runs:
+                self.clock.at(self.clock.now_s + NOTICED_S, self._notice, (end, gone.rank.index))
+
+    def _notice(self, what: tuple[End, int]) -> None:
+        end, peer = what
+        if peer not in end.hears or end.closed or not end.rank.runs:
+            return
+        end.lost.add(peer)
+        line = self.ends[peer].lines.get(end.rank.index)
+        line = line or self._new_line(self.ends[peer], end.rank.index)
+        end.inbox.append(Message(-1, line, Header(Kind.LOST), b"", None))
         if end.rank.waits_in == "receive":
             self.clock.wake(end.rank)
 

@@ -15,9 +15,11 @@ the longer nothing comes, because a blocking MPI call burns a whole core.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from psgrad.errors import LaunchError, ProtocolError
-from psgrad.messages import HEADER_NBYTES, Header
+from psgrad.messages import HEADER_NBYTES, Header, Kind
 from psgrad.transport import Buffer, Place, Sent
 
 if TYPE_CHECKING:
@@ -67,13 +69,25 @@ def load_mpi() -> Any:
 class _Sent:
     """MPI's part of one message, either way: keeps the memory alive until it is done."""
 
-    def __init__(self, requests: list[MPI.Request], memory: tuple[Any, ...]) -> None:
+    def __init__(
+        self, requests: list[MPI.Request], memory: tuple[Any, ...], peer: int, tolerant: bool
+    ) -> None:
+        self.peer = peer
+        self.failed = False
+        """Whether its peer has died before it was done; only where that is tolerated."""
         self._requests = requests
         self._memory = memory
+        self._tolerant = tolerant
 
     def done(self) -> bool:
-        while self._requests and self._requests[-1].Test():
-            self._requests.pop()
+        try:
+            while self._requests and self._requests[-1].Test():
+                self._requests.pop()
+        except RuntimeError:  # MPI's
+            if not self._tolerant:
+                raise
+            self.failed = True
+            self._requests = []
         if not self._requests:
             self._memory = ()
         return not self._requests
@@ -88,6 +102,7 @@ class _Link:
     ring: list[MPI.Prequest]
     head: int = 0
     arriving: deque[tuple[Header, _Sent | None]] = field(default_factory=deque)
+    lost: bool = False
 
 
 def sharpen_sleep() -> None:
@@ -111,6 +126,9 @@ class MpiTransport:
         self._sending: deque[_Sent] = deque()
         self._ready: deque[tuple[int, Header]] = deque()
         self._subgroups: list[MPI.Comm] = []
+        self._tolerant = False
+        self._lost: set[int] = set()
+        self._kept: list[_Link] = []  # of peers that are gone: MPI may still know their memory
 
     @property
     def rank(self) -> int:
@@ -177,8 +195,14 @@ class MpiTransport:
         else:
             pieces = self._pieces(peer, memoryview(payload).cast("B"))
             parts = [(header.encode(), TAG_HEADER), *((piece, TAG_PAYLOAD) for piece in pieces)]
-        requests = [self._comm.Isend([data, byte], peer, tag) for data, tag in parts]
-        sent = _Sent(requests, tuple(data for data, _ in parts))
+        requests: list[MPI.Request] = []
+        if peer not in self._lost:
+            try:
+                requests = [self._comm.Isend([data, byte], peer, tag) for data, tag in parts]
+            except RuntimeError:  # MPI's
+                if not self._tolerant:
+                    raise
+        sent = _Sent(requests, tuple(data for data, _ in parts), peer, self._tolerant)
         if not sent.done():
             self._sending.append(sent)
         return sent
@@ -204,8 +228,21 @@ class MpiTransport:
             _pause(self.now() - start)
             self._forget_sent()
 
+    def tolerate(self) -> None:
+        self._tolerant = True
+
+    def drop(self, peer: int) -> None:
+        self._lost.add(peer)
+        self._kept += [link for link in self._links if link.peer == peer]
+        self._links = [link for link in self._links if link.peer != peer]
+        self._sending = deque(sent for sent in self._sending if sent.peer != peer)
+
     def close(self) -> None:
         self.flush()
+        if self._tolerant:
+            # MPI_Finalize waits for all ranks, those that have died too, or crashes.
+            atexit.register(_end_at_once)
+            return
         for request in (r for link in self._links for r in link.ring):
             request.Cancel()
             request.Wait()
@@ -218,15 +255,37 @@ class MpiTransport:
         self._mpi.COMM_WORLD.Abort(status)
 
     def _take_headers(self, place: Place) -> None:
-        heads = [link.ring[link.head] for link in self._links]
-        for i in self._mpi.Request.Testsome(heads) or ():
-            link = self._links[i]
+        for link in self._links_with_header():
             buffer = link.buffers[link.head]
             header = Header.decode(buffer)
             request = self._begin_payload(link, header, buffer, place)
             link.ring[link.head].Start()
             link.head = (link.head + 1) % RING
             link.arriving.append((header, request))
+
+    def _links_with_header(self) -> list[_Link]:
+        if not self._tolerant:
+            heads = [link.ring[link.head] for link in self._links]
+            return [self._links[i] for i in self._mpi.Request.Testsome(heads) or ()]
+        # An error of one in Testsome would hide which of the others are done.
+        return [link for link in self._links if self._has_header(link)]
+
+    def _has_header(self, link: _Link) -> bool:
+        """Whether a header has come; marks a link whose peer has died."""
+        try:
+            return bool(link.ring[link.head].Test())
+        except RuntimeError as error:  # MPI's
+            self._check_lost(link.peer, error)
+            link.lost = True
+            return False
+
+    def _check_lost(self, peer: int, error: RuntimeError) -> None:
+        """Raises ``error`` unless ``peer`` has died."""
+        failed, everyone = self._comm.Get_failed(), self._comm.Get_group()
+        ranks = failed.Translate_ranks(list(range(failed.size)), everyone)
+        self._comm.Ack_failed()
+        if peer not in ranks:
+            raise error
 
     def _begin_payload(
         self, link: _Link, header: Header, buffer: bytearray, place: Place
@@ -245,7 +304,7 @@ class MpiTransport:
         byte, peer = self._mpi.BYTE, link.peer
         pieces = self._pieces(peer, target)
         requests = [self._comm.Irecv([piece, byte], peer, TAG_PAYLOAD) for piece in pieces]
-        return _Sent(requests, (target,))
+        return _Sent(requests, (target,), peer, self._tolerant)
 
     def _pieces(self, peer: int, payload: memoryview) -> list[memoryview]:
         """What goes in one message each; both ends come to the same."""
@@ -267,14 +326,23 @@ class MpiTransport:
         for link in self._links:
             while link.arriving:
                 header, request = link.arriving[0]
-                if request is not None and not request.done():
+                if request is not None and (not request.done() or request.failed):
                     break
                 link.arriving.popleft()
                 self._ready.append((link.peer, header))
+        for link in [link for link in self._links if link.lost]:
+            self.drop(link.peer)
+            self._ready.append((link.peer, Header(Kind.LOST)))
 
     def _forget_sent(self) -> None:
         while self._sending and self._sending[0].done():
             self._sending.popleft()
+
+
+def _end_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _pause(waited: float) -> None:

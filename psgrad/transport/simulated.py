@@ -148,6 +148,7 @@ class Simulation:
         if end.rank.runs:
             self._carrier.note(end.rank, "kill")
             self._clock.kill(end.rank)
+            self._carrier.tell_lost(end)
 
 
 class SimulatedTransport:
@@ -265,6 +266,15 @@ class SimulatedTransport:
                 return message
         return None
 
+    def tolerate(self) -> None:
+        self._end.tolerant = True
+
+    def drop(self, peer: int) -> None:
+        end = self._end
+        end.hears.discard(peer)
+        end.lost.add(peer)
+        end.inbox = deque(m for m in end.inbox if m.line.source != peer)
+
     def close(self) -> None:
         self._begin()
         while self._end.leaving:
@@ -289,6 +299,7 @@ class SimulatedTransport:
         self._calls += 1
         if self._calls >= self._last_call:
             self._carrier.note(self._rank, "kill")
+            self._carrier.tell_lost(self._end)
             self._clock.die(self._rank)
         if self._end.closed and not closed:
             raise ProtocolError(f"rank {self.rank} uses its transport after close()")
