@@ -9,6 +9,7 @@
     ├── NonFiniteError              gradients stay NaN or infinite             1
     ├── CheckpointError             a checkpoint that cannot be used           1
     ├── RankLostError               a rank died without which it cannot go on  1
+    ├── FencedError                 this worker counts as dead, and was not    1
     ├── WireError                   bytes that are not a psgrad message        1
     ├── ProtocolError               a message the state machine cannot accept  1
     └── LaunchError                 mpiexec is missing or did not start        2
@@ -65,7 +66,11 @@ class CheckpointError(PsgradError):
 
 
 class RankLostError(PsgradError):
-    """A rank has died, or was shut out, and the run or this rank cannot go on."""
+    """A rank has died without which the run cannot go on."""
+
+
+class FencedError(PsgradError):
+    """This worker was silent for too long: it is out of the run, which goes on without it."""
 
 
 class WireError(PsgradError):

@@ -19,7 +19,7 @@ from psgrad.codecs import DIFFERENCES
 from psgrad.codecs.base import Bytes, Codec, add_into, write_into
 from psgrad.codecs.wire import seal
 from psgrad.cuts import Announcement, Markers
-from psgrad.errors import ProtocolError, RankLostError
+from psgrad.errors import FencedError, ProtocolError, RankLostError
 from psgrad.layout import Float32
 from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind, Verdict
 from psgrad.numbering import Numbering
@@ -52,6 +52,8 @@ class ServerLinks:
         recorder: Recorder | None = None,
         markers: Markers | None = None,
     ) -> None:
+        self.beat_s: float | None = None
+        """How often the coordinator is to hear of a worker that waits; None: never."""
         self.answered = Answered()
         self.markers = Markers() if markers is None else markers
         """Of checkpoints; what the coordinator announces comes in here."""
@@ -186,9 +188,13 @@ class ServerLinks:
 
     def _take_one(self, timeout: float | None = None) -> bool:
         """Takes a message; False where none came within ``timeout`` seconds."""
-        message = self._transport.receive(self._place, timeout)
-        if message is None:
-            return False
+        beat_s = self.beat_s if timeout is None else timeout
+        message = self._transport.receive(self._place, beat_s)
+        while message is None:
+            if timeout is not None:
+                return False
+            self.tell(0, Header(Kind.ALIVE))  # who waits is not dead
+            message = self._transport.receive(self._place, beat_s)
         server, header = message
         if header.kind is Kind.LOST:
             raise RankLostError(
@@ -213,6 +219,11 @@ class ServerLinks:
                 flags=Flag.BY_MESSAGE,
             )
             self.tell(server, again)  # as unanswered as what it stands for
+        elif header.kind is Kind.FENCED:
+            raise FencedError(
+                f"worker {self._worker} was silent for longer than its lease and is shut out; call "
+                "worker.alive() in long computations, or give it a longer lease"
+            )
         elif header.kind is Kind.CUT:
             self.markers.announced = Announcement(header.sequence, header.clock)
         elif header.kind is Kind.RECEIVED:

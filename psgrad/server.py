@@ -14,7 +14,7 @@ from psgrad.coordinator import Coordinator, Outcome
 from psgrad.crash import warn
 from psgrad.errors import CheckpointError, ConfigError, ProtocolError, RankLostError
 from psgrad.guard import is_finite
-from psgrad.intake import CHUNK_KINDS, Intake
+from psgrad.intake import CHUNK_KINDS, PUSH_KINDS, Intake
 from psgrad.layout import Float32, Layout
 from psgrad.messages import (
     HEADER_NBYTES,
@@ -78,6 +78,10 @@ class Server:
         self._running = set(range(roles.workers))
         self._finished = 0  # workers whose main has returned
         self._lost: set[int] = set()  # workers that are out of the run
+        self._leases = Leases(options.lease)
+        leads = options.fault_tolerant and transport.rank == 0
+        self._beat_s = self._leases.beat_s if leads else None
+        self._looked_s = transport.now()
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
         self._registrations: dict[int, Layout | str] = {}  # of workers that wait for an answer
         self._digest = 0
@@ -104,10 +108,12 @@ class Server:
         saving = self._checkpoints
         self._transport.connect([r for r in range(self._roles.size) if self._hears(r)])
         while self._running or (saving is not None and saving.busy):
-            patience = WRITING_S if saving is not None and saving.busy else None
+            patience = WRITING_S if saving is not None and saving.busy else self._beat_s
             message = self._transport.receive(self._intake.place, patience)
             if saving is not None:
                 self._advance_checkpoints(saving)
+            if self._beat_s is not None:
+                self._evict_silent(message)
             if message is None:
                 continue
             peer, header = message
@@ -141,6 +147,11 @@ class Server:
             self._finish(worker)
         elif kind is Kind.SHARE:
             self._share(worker, payload)
+        elif kind is Kind.ALIVE:
+            return
+        elif kind is Kind.EVICTED:
+            if worker in self._running:
+                self._lose_worker(worker, f"worker {worker} was shut out by the coordinator")
         elif kind is Kind.WRITTEN and self._checkpoints is not None:
             self._checkpoints.take(control.written(payload))
         elif self._shard is None:
@@ -206,7 +217,8 @@ class Server:
     def _hears(self, rank: int) -> bool:
         """Whether this server listens to ``rank``: to workers, and the coordinator to all."""
         mine = self._transport.rank
-        return rank != mine and (mine == 0 or not self._roles.is_server(rank))
+        leads = rank == 0 and self._options.fault_tolerant
+        return rank != mine and (mine == 0 or leads or not self._roles.is_server(rank))
 
     def _settle(self, shard: Shard, end: Header, payload: Any) -> None:
         """A worker's open step has ended: its chunks are pushes now, or empty ones."""
@@ -240,6 +252,31 @@ class Server:
             )
         if self._roles.worker_of(rank) in self._running:
             self._lose_worker(self._roles.worker_of(rank), f"{name} is gone")
+
+    def _evict_silent(self, message: tuple[int, Header] | None) -> None:
+        """Shuts out workers that say nothing for longer than their lease."""
+        now = self._transport.now()
+        if message is not None and not self._roles.is_server(message[0]):
+            header = message[1]
+            clock = header.clock if header.kind in PUSH_KINDS else 0
+            self._leases.heard(self._roles.worker_of(message[0]), clock, now)
+        if now < self._looked_s + self._leases.beat_s:
+            return
+        # A server that did not get on itself has not been able to hear anybody.
+        late, self._looked_s = now - self._looked_s, now
+        if late > 2 * self._leases.beat_s:
+            return
+        for worker, silent_s in self._leases.silent(self._running, now).items():
+            rank = self._roles.rank_of(worker)
+            self._send(worker, Header(Kind.FENCED, run=self._run, worker=worker))
+            for server in self._roles.server_ranks:
+                if server != self._transport.rank:
+                    self._post(server, Header(Kind.EVICTED, run=self._run, worker=worker), None)
+            self._lose_worker(
+                worker,
+                f"rank {rank} (worker, {self._roles.host(rank)}) was silent for {silent_s:.1f} s "
+                "and is shut out",
+            )
 
     def _lose_worker(self, worker: int, why: str) -> None:
         """A worker is out of the run: what of it is not applied never will be."""

@@ -25,7 +25,7 @@ from psgrad.checkpoint.writer import ThreadWriter, Writer
 from psgrad.committing import Committing
 from psgrad.crash import describe, exit_status, say, warn
 from psgrad.cuts import CutPlan
-from psgrad.errors import ConfigError, PsgradError
+from psgrad.errors import ConfigError, PsgradError, RankLostError
 from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
@@ -282,6 +282,8 @@ class Session:
             worker.finish()
             return value
         except BaseException as error:
+            if chosen.fault_tolerant and self._is_own(error, roles):
+                self._end_worker(error, roles)
             self._end_job(error, roles)
 
     def _checkpoints(
@@ -318,6 +320,19 @@ class Session:
         self.transport.exchange(b"")
         if not first:
             chunks.fastest()
+
+    def _is_own(self, error: BaseException, roles: Roles) -> bool:
+        """Whether ``error`` is that of one worker, without which the others can go on."""
+        of_all = isinstance(error, RankLostError) or getattr(error, "spokesman", None) is not None
+        return not (roles.is_server(self.rank) or of_all or isinstance(error, KeyboardInterrupt))
+
+    def _end_worker(self, error: BaseException, roles: Roles) -> None:
+        """Reports ``error`` and ends this rank alone: the others go on without it."""
+        if not isinstance(error, PsgradError):
+            traceback.print_exception(error)
+        where = f"rank {self.rank} ({roles.name(self.rank)}, {self.transport.host})"
+        self._warn(f"{where}: {describe(error)}")
+        self.transport.leave(exit_status(error))
 
     def _end_job(self, error: BaseException, roles: Roles) -> NoReturn:
         """Reports ``error`` and takes the other ranks along: they would wait for this one."""

@@ -73,6 +73,8 @@ class Worker:
             recorder,
             self._markers,
         )
+        if options.fault_tolerant:
+            self._links.beat_s = options.lease / BEATS
         self._exchange: Exchange | None = None
         self._rate = NO_RATE  # what was set before the registration
         self._rendezvous = 0
@@ -144,6 +146,11 @@ class Worker:
     def sleep(self, seconds: float) -> None:
         """Lets ``seconds`` pass on the transport's clock."""
         self._transport.sleep(seconds)
+
+    def alive(self) -> None:
+        """Renews this worker's lease: for computations that take longer than it and ten steps."""
+        self._links.tell(0, Header(Kind.ALIVE))
+        self._links.drive()
 
     def register(self, arrays: Mapping[str, Any]) -> Arrays:
         """Announces the parameters and returns them as views that every pull refreshes in place.

@@ -38,7 +38,7 @@ HOUSE = (
     Row(2, "checkpointing outer update"),
     Row(2, "aggregator"),
     Row(2.5, "transport", sees=1),  # stands beside the floors
-    Row(3, "checkpoint coordinator numbering options references worker_state"),
+    Row(3, "checkpoint coordinator leases numbering options references worker_state"),
     Row(3, "links pools sharing"),
     Row(3, "chunk_state registered registration"),
     Row(3, "applying committing params_encoder push_encoder shard_state waiting"),

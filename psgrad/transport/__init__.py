@@ -98,6 +98,11 @@ class Transport(Protocol):
         """Neither hears ``peer`` any more nor waits for what was sent to it."""
         ...
 
+    def leave(self, status: int) -> None:
+        """Ends this rank alone, with ``status``; where that is tolerated the others go on. Does
+        not return."""
+        ...
+
     def close(self) -> None:
         """Waits until everything sent is gone, then stops to hear."""
         ...

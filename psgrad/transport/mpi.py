@@ -237,6 +237,9 @@ class MpiTransport:
         self._links = [link for link in self._links if link.peer != peer]
         self._sending = deque(sent for sent in self._sending if sent.peer != peer)
 
+    def leave(self, status: int) -> None:
+        _end_at_once(status)
+
     def close(self) -> None:
         self.flush()
         if self._tolerant:
@@ -339,10 +342,10 @@ class MpiTransport:
             self._sending.popleft()
 
 
-def _end_at_once() -> None:
+def _end_at_once(status: int = 0) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def _pause(waited: float) -> None:

@@ -275,6 +275,11 @@ class SimulatedTransport:
         end.lost.add(peer)
         end.inbox = deque(m for m in end.inbox if m.line.source != peer)
 
+    def leave(self, status: int) -> None:
+        self._carrier.note(self._rank, "kill")
+        self._carrier.tell_lost(self._end)
+        self._clock.die(self._rank)
+
     def close(self) -> None:
         self._begin()
         while self._end.leaving:
