@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ def dice(seed: int, target: str, block: int) -> Iterator[Dice]:
     rng = np.random.default_rng([seed, zlib.crc32(target.encode()), block])
     pool = rng.bytes(POOL)
     for row in rng.integers(0, 1 << 62, (BLOCK, DRAWS)).tolist():
-        yield Dice(iter(row).__next__, pool)
+        yield Dice(cycle(row).__next__, pool)  # over again, where an input takes very many
 
 
 # Bytes
