@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from psgrad.arguments import Parser, output
-from psgrad.errors import ConfigError
+from psgrad.errors import ConfigError, DataError
 
 BLAS_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -59,7 +59,7 @@ def replay(argv: Sequence[str]) -> int:
     from psgrad.record import read_all
 
     records = read_all(Path(arguments.run) / "records")
-    os.environ.update(records[-1].about["threads"])
+    os.environ.update(_threads(records[-1].about))
     from psgrad.replay import replay as repeat
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -70,6 +70,16 @@ def replay(argv: Sequence[str]) -> int:
 
         print(to_json(outcome.record))
     return 0 if outcome.equal else 1
+
+
+def _threads(about: Mapping[str, Any]) -> dict[str, str]:
+    """The BLAS threads of a record; raises ``DataError`` for what is no number of them."""
+    said = about.get("threads")
+    known = {name: said.get(name) for name in BLAS_THREADS} if isinstance(said, dict) else {}
+    for name, value in known.items():
+        if not (isinstance(value, str) and value.isascii() and (value.isdecimal() or not value)):
+            raise DataError(f"the record has {str(value)[:20]!r} for {name}: it is damaged")
+    return {name: str(value) for name, value in known.items()}
 
 
 def about() -> dict[str, Any]:

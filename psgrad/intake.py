@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,7 +12,7 @@ import numpy as np
 from psgrad.chunk_state import ChunkState
 from psgrad.codecs import Codec
 from psgrad.errors import ProtocolError
-from psgrad.messages import CONTROL_LIMIT, Flag, Header, Kind
+from psgrad.messages import CONTROL_LIMIT, NO_RATE, Flag, Header, Kind
 from psgrad.numbering import Numbering
 from psgrad.pools import GradientPool
 from psgrad.roles import Roles
@@ -51,6 +52,7 @@ class Intake:
     def take(self, peer: int, header: Header) -> tuple[bool, Any]:
         """A whole message has come: whether it is new, and its payload, if it has one."""
         self._check_sender(peer, header)
+        _check_rate(peer, header)
         payload = self._placed[peer].popleft()[0] if header.nbytes else None
         new = self._numbering.take(peer, header.number)
         self.repeated += not new
@@ -125,3 +127,12 @@ class Intake:
                 f"of {chunk.nbytes} bytes"
             )
         return self._gradients.bare(chunk.size) if new else bytearray(header.nbytes)
+
+
+def _check_rate(peer: int, header: Header) -> None:
+    """A learning rate that is no number would be in every parameter from then on."""
+    if header.rate != NO_RATE and not 0 <= header.rate < math.inf:
+        raise ProtocolError(
+            f"rank {peer} sends {header.kind.name} with learning rate {header.rate}, which must be "
+            f"finite and at least 0, or {NO_RATE:g} for none"
+        )

@@ -227,13 +227,13 @@ class ServerLinks:
         elif header.kind is Kind.CUT:
             self.markers.announced = Announcement(header.sequence, header.clock)
         elif header.kind is Kind.RECEIVED:
-            self._unanswered[server] -= 1
+            self._count_answer(server, header)
             self.is_sound &= header.verdict is not Verdict.SKIPPED
         elif header.kind in (Kind.ACK, Kind.PARAMS):
             if header.kind is Kind.PARAMS and header.chunk in self._expected:
                 self._expected.remove(header.chunk)
             else:
-                self._unanswered[server] -= 1
+                self._count_answer(server, header)
             self._received += HEADER_NBYTES + header.nbytes
             self.answered.rate, self.answered.version = header.rate, header.version
             if header.kind is Kind.PARAMS:
@@ -242,6 +242,14 @@ class ServerLinks:
             payload = self._placed[server].popleft().tobytes() if header.nbytes else b""
             self._inbox.append((header, payload))
         return True
+
+    def _count_answer(self, server: int, header: Header) -> None:
+        if not self._unanswered[server]:
+            raise ProtocolError(
+                f"server {server} sends {header.kind.name} of chunk {header.chunk}, which nothing "
+                "has asked for"
+            )
+        self._unanswered[server] -= 1
 
     def _read(self, header: Header) -> bool:
         """Parameters are in shared memory: takes them over; whether that went well."""

@@ -16,6 +16,7 @@ from psgrad.codecs import Bytes, Codec, Compression, Key, Workspace, choice
 from psgrad.codecs.adaptive import Adaptive
 from psgrad.codecs.feedback import make
 from psgrad.codecs.zstd import ZstdStage
+from psgrad.errors import DataError
 from psgrad.layout import Chunk, Float32, Layout
 from psgrad.record import Recorder
 
@@ -74,13 +75,19 @@ class PushEncoder:
         codec = self._choice.codec(chunk, link_rate)
         if self._recorder is not None and self._measured:
             code = self._recorder.chose(chunk.index, codec.code)
-            codec = next(each for each in self._measured if each.code == code)
+            codec = self._candidate(code)
         key = Key(self._seed, self._worker, self._step, chunk.start)
         start = self._now()
         nbytes = self._feedback.encode(codec, chunk, grad, out, key, self._work)
         self._choice.note(chunk, out[:nbytes], self._now() - start)
         self.used[codec.name] = self.used.get(codec.name, 0) + 1
         return out[: self._zstd.apply(out[:nbytes], link_rate)]
+
+    def _candidate(self, code: int) -> Codec:
+        for codec in self._measured:
+            if codec.code == code:
+                return codec
+        raise DataError(f"the record has chosen codec {code}, which this run does not have")
 
     def kept(self, chunk: Chunk) -> Float32 | None:
         """What of the chunk was never sent, if anything: the memory itself."""

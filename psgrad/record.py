@@ -43,6 +43,8 @@ FORMAT: Final = 1
 TOOK: Final = 1
 ANSWERED: Final = 2
 CHOSE: Final = 3
+WHATS: Final = (TOOK, ANSWERED, CHOSE)
+KINDS: Final = frozenset(map(int, Kind))
 _ENTRY: Final = struct.Struct("<BBBBIIIQQd")
 
 
@@ -141,14 +143,21 @@ def read(data: bytes, name: str) -> Record:
     line, _, rest = data.partition(b"\n")
     try:
         about = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict) or about.get("magic") != MAGIC:
         raise DataError(f"{name} is not a record of a run; psgrad train --record writes one")
     if about.get("format") != FORMAT:
         raise DataError(f"{name} has format {about.get('format')}, this psgrad reads {FORMAT}")
+    for key in ("rank", "size"):
+        if type(about.get(key)) is not int or about[key] < 0:
+            raise DataError(f"{name}: {key} must be a whole number, got {str(about.get(key))[:40]}")
     whole = len(rest) - len(rest) % _ENTRY.size
-    return Record(about, [Entry(*fields) for fields in _ENTRY.iter_unpack(rest[:whole])])
+    entries = [Entry(*fields) for fields in _ENTRY.iter_unpack(rest[:whole])]
+    for i, entry in enumerate(entries):
+        if entry.what not in WHATS or (entry.what != CHOSE and entry.kind not in KINDS):
+            raise DataError(f"{name}: entry {i} is damaged: what {entry.what}, kind {entry.kind}")
+    return Record(about, entries)
 
 
 def read_all(folder: Path) -> list[Record]:
@@ -156,8 +165,11 @@ def read_all(folder: Path) -> list[Record]:
     paths = sorted(folder.glob("rank-*.record"))
     if not paths:
         raise DataError(f"there is no record in {folder}; psgrad train --record writes one")
-    records = [read(path.read_bytes(), str(path)) for path in paths]
-    records.sort(key=lambda record: int(record.about["rank"]))
+    try:
+        records = [read(path.read_bytes(), str(path)) for path in paths]
+    except OSError as error:
+        raise DataError(f"cannot read a record in {folder}: {error.strerror}") from error
+    records.sort(key=lambda record: record.about["rank"])
     ranks = [record.about["rank"] for record in records]
     if ranks != list(range(records[0].about["size"])):
         raise DataError(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from psgrad.arrays import Arrays
-from psgrad.errors import LayoutError, unknown_name
+from psgrad.errors import LayoutError, ProtocolError, unknown_name
 from psgrad.guard import StepGuard
 from psgrad.layout import Chunk, Float32, Layout, assign
 from psgrad.options import Options
@@ -58,14 +58,22 @@ class Registered:
         )
 
     def params_of(self, index: int) -> Float32:
-        """The parameters of a chunk: where pulls are received."""
-        chunk = self.chunks[index]
+        """The parameters of a chunk: where pulls are received.
+
+        Raises ``ProtocolError`` for a chunk that there is not.
+        """
+        chunk = self._chunk(index)
         return self.memory.params[chunk.start : chunk.stop]
 
     def take_shared(self, index: int) -> int:
         """Takes over the parameters of a chunk in shared memory; how many bytes, 0 for in vain."""
-        chunk = self.chunks[index]
+        chunk = self._chunk(index)
         return chunk.nbytes if self.memory.received(chunk) else 0
+
+    def _chunk(self, index: int) -> Chunk:
+        if index >= len(self.chunks):
+            raise ProtocolError(f"a server sends chunk {index}, there are {len(self.chunks)}")
+        return self.chunks[index]
 
     def grads_of(self, chunk: Chunk) -> Float32:
         """The gradient of a chunk: what pushes send."""

@@ -43,8 +43,10 @@ def replay(run: Path, records: Sequence[Record], stamp: str, about: Mapping[str,
     records = [by_message(record) for record in records]
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{run} is not the folder of a run that has ended well: {error}") from error
+    if not isinstance(summary, dict) or not isinstance(summary.get("params_sha256"), str):
+        raise DataError(f"{run}/summary.json has no params_sha256: it is not that of a run")
     with tempfile.TemporaryDirectory(prefix="psgrad-replay-") as folder:
         again = Path(folder) / "run"
         config = replace(

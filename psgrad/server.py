@@ -16,6 +16,7 @@ from psgrad.errors import CheckpointError, ConfigError, ProtocolError, RankLostE
 from psgrad.guard import is_finite
 from psgrad.intake import CHUNK_KINDS, PUSH_KINDS, Intake
 from psgrad.layout import Float32, Layout
+from psgrad.leases import Leases
 from psgrad.messages import (
     HEADER_NBYTES,
     Flag,

@@ -21,6 +21,7 @@ from psgrad.errors import ConfigError, LayoutError, ProtocolError
 from psgrad.exchange import Exchange
 from psgrad.joining import Joining, alike
 from psgrad.layout import Layout
+from psgrad.leases import BEATS
 from psgrad.links import ServerLinks
 from psgrad.messages import NO_RATE, Flag, Header, Kind, decode_json, encode_json
 from psgrad.options import Options

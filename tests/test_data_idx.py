@@ -57,6 +57,7 @@ HUGE = bytes([0, 0, 8, 3]) + b"\xff" * 12
         (idx(IMAGES, kind=0x0D), ": element type 0x0d at offset 2; only unsigned bytes"),
         (bytes([0, 0, 8, 0]), ": 0 dimensions at offset 3, but the file ends"),
         (bytes([0, 0, 8, 3, 0, 0, 0]), ": 3 dimensions at offset 3, but the file ends"),
+        (idx(IMAGES.reshape((3, 4) + 31 * (1,))), ": 33 dimensions at offset 3, the limit is 8"),
         (idx(LABELS), ": 1 dimension declared at offset 3; images have at least 2"),
         (idx(IMAGES[:0]), ": shape (0, 2, 2) declared at offset 4 is empty"),
         (idx(IMAGES)[:-1], ": shape (3, 2, 2) at offset 4 declares 12 bytes from offset 16, the"),

@@ -112,6 +112,37 @@ def test_npz_that_is_another_file(tmp_path, content):
     assert "np.savez" in refused(read_npz, write(tmp_path / "a.npz", content))
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': ,6, 0), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (3L, 2), }",  # as Python 2 wrote it
+        "{[]: '<f8'}",
+        "{'descr': '<f8', 'fortran_order': False}",
+        "{'descr': 7, 'fortran_order': False, 'shape': (3, 2)}",
+        "\0",
+        "(" * 300,
+        "  x\n y",
+        "'",
+    ],
+)
+def test_npz_with_a_header_that_numpy_cannot_read(tmp_path, header):
+    text = header.encode() + b"\n"
+    member = b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + bytes(48)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", member)
+    assert "is not a sound npz file" in refused(read_npz, tmp_path / "a.npz")
+
+
+def test_npz_with_names_that_are_none(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"a\nb": X, "y": Y})
+    assert refused(read_npz, tmp_path / "a.npz").startswith(
+        " has no array 'x' (found: 'a\\nb', y); write"
+    )
+    np.savez(tmp_path / "a.npz", **{f"a{i}": Y for i in range(20)})
+    assert "a7); write" in refused(read_npz, tmp_path / "a.npz")
+
+
 def test_npz_cut_short_or_flipped_anywhere_is_refused_or_read(tmp_path):
     np.savez_compressed(tmp_path / "good.npz", x=X, y=Y)
     good = (tmp_path / "good.npz").read_bytes()

@@ -307,6 +307,16 @@ def test_an_answer_that_comes_twice_changes_nothing_the_second_time(transport, l
         links.await_control(Kind.MET)
 
 
+@pytest.mark.parametrize("kind", [Kind.ACK, Kind.RECEIVED, Kind.PARAMS])
+def test_an_answer_that_nothing_has_asked_for_is_refused(transport, links, kind):
+    """Counted, it would make room that there is not, or an end that never comes."""
+    links.receive_params_into(lambda chunk: np.zeros(1, np.float32), lambda chunk: 8)
+    links.request(1, push())
+    transport.arrives(0, Header(kind, chunk=3))
+    with pytest.raises(ProtocolError, match=f"server 0 sends {kind.name} of chunk 3, which nothin"):
+        links.take()
+
+
 def test_what_is_sent_is_numbered_on_each_link(transport, links):
     links.request(0, push())
     links.tell_all(Header(Kind.STATS))

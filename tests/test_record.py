@@ -71,11 +71,28 @@ def test_whole_entries_count_wherever_a_rank_was_killed(cut):
         (b"nonsense\n", "is not a record"),
         (b"[1, 2]\n", "is not a record"),
         (b'{"magic": "psgrad record", "format": 2}\n', "has format 2, this psgrad reads 1"),
+        (b"[" * 100_000, "is not a record"),
     ],
 )
 def test_other_files_are_refused(data, text):
     with pytest.raises(DataError, match=f"a file {text}"):
         read(data, "a file")
+
+
+@pytest.mark.parametrize("about", [{"size": 1}, {"rank": "0", "size": 1}, {"rank": 0, "size": -1}])
+def test_who_wrote_it_is_in_a_record(about):
+    data, _ = written(about=about)
+    with pytest.raises(DataError, match=r"a file: (rank|size) must be a whole number, got"):
+        read(data, "a file")
+
+
+@pytest.mark.parametrize(("what", "kind"), [(0, 6), (4, 6), (TOOK, 0), (ANSWERED, 99)])
+def test_an_entry_that_no_rank_writes_is_refused(what, kind):
+    data, _ = written(("took", 2, STEP), ("chose", 4, 99), ("took", 2, STEP))
+    assert len(read(data, "a file").entries) == 3
+    at = len(data) - 40
+    with pytest.raises(DataError, match=f"entry 2 is damaged: what {what}, kind {kind}"):
+        read(data[:at] + bytes([what, kind]) + data[at + 2 :], "a file")
 
 
 def test_differences_are_named():
@@ -101,6 +118,10 @@ def test_the_records_of_a_run(tmp_path):
         (tmp_path / f"rank-{rank}.record").write_bytes(data)
     assert [record.order for record in read_all(tmp_path)] == [[rank] for rank in range(11)]
     (tmp_path / "rank-3.record").unlink()
+    (tmp_path / "rank-3.record").mkdir()
+    with pytest.raises(DataError, match=r"cannot read a record in .*: Is a directory"):
+        read_all(tmp_path)
+    (tmp_path / "rank-3.record").rmdir()
     with pytest.raises(DataError, match="should have ranks 0 to 10, has"):
         read_all(tmp_path)
     with pytest.raises(DataError, match="there is no record in "):

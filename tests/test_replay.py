@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 from test_train import train
 
 from psgrad import cli
+from psgrad.record import CHOSE
 
 SMALL = ("--epochs", 3, "--set", "model.hidden=[16]", "--progress", "off", "--record")
 
@@ -79,3 +83,64 @@ def test_a_run_that_did_not_end(mpi, tmp_path, capsys):
     status, _, seen = replay(capsys, folder)
     assert status == 2
     assert "is not the folder of a run that has ended well" in seen
+
+
+# Damaged folders, of a run in the simulator: without MPI
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recorded") / "run"
+    argv = ["train", "--simulate", "workers=1", "--codec", "adaptive", "--run-dir", folder, *SMALL]
+    assert cli.main([*map(str, argv)]) == 0
+    return folder
+
+
+@pytest.fixture
+def damaged(recorded, tmp_path):
+    return Path(shutil.copytree(recorded, tmp_path / "run"))
+
+
+def changed(path, **fields):
+    """Of the first line of a record."""
+    line, _, rest = path.read_bytes().partition(b"\n")
+    path.write_bytes(json.dumps({**json.loads(line), **fields}).encode() + b"\n" + rest)
+
+
+@pytest.mark.parametrize("threads", ["4; rm", "-1", 4, "\0", "²"])
+def test_threads_that_are_no_number_are_refused(capsys, damaged, threads):
+    """They become variables of the environment."""
+    changed(damaged / "records" / "rank-1.record", threads={"OMP_NUM_THREADS": threads})
+    status, _, seen = replay(capsys, damaged)
+    assert status == 2
+    assert "for OMP_NUM_THREADS: it is damaged" in seen
+
+
+def test_no_other_variable_is_set(capsys, damaged, monkeypatch):
+    monkeypatch.delenv("PSGRAD_TEST", raising=False)
+    threads = dict.fromkeys(cli.BLAS_THREADS, "1")
+    changed(damaged / "records" / "rank-1.record", threads={**threads, "PSGRAD_TEST": "1"})
+    status, outcome, seen = replay(capsys, damaged)
+    assert (status, outcome["equal"]) == (0, True), seen
+    assert "PSGRAD_TEST" not in os.environ
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"params_sha256": 7}', "[" * 100_000])
+def test_a_summary_of_another_shape(capsys, damaged, text):
+    (damaged / "summary.json").write_text(text)
+    status, _, seen = replay(capsys, damaged)
+    assert status == 2
+    assert seen.count("\n") == 1
+    assert "params_sha256" in seen or "is not the folder of a run" in seen
+
+
+def test_a_codec_that_there_is_not(capsys, damaged):
+    path = damaged / "records" / "rank-1.record"
+    line, _, rest = path.read_bytes().partition(b"\n")
+    entries = [bytearray(rest[i : i + 40]) for i in range(0, len(rest), 40)]
+    [*_, last] = [entry for entry in entries if entry[0] == CHOSE]
+    last[1] = 99
+    path.write_bytes(line + b"\n" + b"".join(entries))
+    status, _, seen = replay(capsys, damaged)
+    assert status != 0
+    assert "the record has chosen codec 99, which this run does not have" in seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from scripted_transport import NothingComesError, Scripted
 
 from psgrad import intake
-from psgrad.errors import ConfigError, ProtocolError
+from psgrad.errors import ConfigError, ProtocolError, WireError
 from psgrad.layout import Layout
 from psgrad.messages import HEADER_NBYTES, Header, Kind, Verdict, encode_json
 from psgrad.optimizers import SGD
@@ -420,3 +421,31 @@ def test_answers_are_numbered_on_each_link():
     for header in desk.transport.sent:
         numbers[header.worker].append(header.number)
     assert numbers == {0: [1, 2], 1: [1, 2]}
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -0.5, -2.0])
+def test_a_learning_rate_that_is_none_is_refused(rate):
+    desk = Desk()
+    desk.register(0)
+    desk.tell(0, Kind.STEP, full(1.0), clock=1, weight=1.0, rate=rate)
+    with pytest.raises(ProtocolError, match=f"rank 1 sends STEP with learning rate {rate}, which"):
+        desk.server.serve()
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "text"),
+    [
+        (Kind.REGISTER, b"{}", "payload of REGISTER has no field 'layout'"),
+        (Kind.MEET, b'{"values": {"x": "1"}, "weight": 1}', "field 'x' of MEET must be float"),
+        (Kind.SHARE, b'{"grads": 1, "params": null}', "field 'grads' of SHARE must be str or null"),
+        (Kind.SETTLE, b'{"scale": null}', "field 'scale' of SETTLE must be float"),
+        (Kind.MEET, b"", "control payload is not JSON"),
+    ],
+)
+def test_a_control_payload_of_another_shape_is_refused_by_name(kind, payload, text):
+    desk = Desk()
+    if kind is not Kind.REGISTER:
+        desk.register(0)
+    desk.tell(0, kind, payload)
+    with pytest.raises(WireError, match=text):
+        desk.server.serve()

@@ -16,6 +16,7 @@ from psgrad.data.files import DEFLATE_RATIO, missing, reading
 from psgrad.errors import DataError
 
 _UNSIGNED_BYTE: Final = 0x08
+MOST_DIMENSIONS: Final = 8
 
 
 def read_idx(path: Path, *, classes: int = 0) -> ArrayDataset:
@@ -88,6 +89,11 @@ def _read_array(file: BinaryIO, path: Path, at_most: int) -> tuple[NDArray[np.ui
         raise DataError(
             f"{path}: element type 0x{magic[2]:02x} at offset 2; only unsigned bytes (0x08) are "
             "supported: write the data as npz"
+        )
+    if magic[3] > MOST_DIMENSIONS:
+        raise DataError(
+            f"{path}: {magic[3]} dimensions at offset 3, the limit is {MOST_DIMENSIONS}; "
+            "fetch it again"
         )
     sizes = file.read(4 * magic[3])
     if len(sizes) < 4 * magic[3] or not sizes:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,16 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad.data.dataset import ArrayDataset, bad_label, first_not_finite, to_float32
-from psgrad.data.files import DEFLATE_RATIO, reading
+from psgrad.data.files import DEFLATE_RATIO, reading, shown
 from psgrad.errors import DataError
 
 _BROKEN: Final = (
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
     EOFError,
     ValueError,
     RuntimeError,  # encrypted members; NotImplementedError: compressed in another way
+    tokenize.TokenError,  # these and below: an npy header that is no dictionary of its three keys
+    SyntaxError,
+    TypeError,
+    struct.error,
+    OverflowError,
+    UserWarning,  # of NumPy, where it mends a header
 )
+NAMES: Final = 8  # of arrays that an error lists
 _CURE: Final = "write it with np.savez(path, x=..., y=...)"
 
 
@@ -37,12 +49,14 @@ def read_npz(path: Path, *, classes: int = 0, divisor: float = 1.0) -> ArrayData
     """
     with reading(path):
         try:
-            with zipfile.ZipFile(path) as archive:
+            with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
+                warnings.simplefilter("error", UserWarning)
                 x, y = (_read_array(archive, path, name) for name in ("x", "y"))
         except DataError:
             raise
         except _BROKEN as error:
-            raise DataError(f"{path} is not a sound npz file ({error}); {_CURE}") from error
+            reason = str(error).partition("\n")[0][:200]
+            raise DataError(f"{path} is not a sound npz file ({reason}); {_CURE}") from error
     _check_shapes(path, x, y)
     samples = to_float32(x.reshape(x.shape[0], -1))
     if divisor != 1.0:
@@ -64,7 +78,8 @@ def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[Any]
     try:
         info = archive.getinfo(f"{name}.npy")
     except KeyError:
-        found = ", ".join(n.removesuffix(".npy") for n in archive.namelist()) or "none"
+        names = [n.removesuffix(".npy") for n in archive.namelist()[:NAMES]]
+        found = ", ".join(n if n.isidentifier() else shown(n) for n in names) or "none"
         raise DataError(f"{path} has no array {name!r} (found: {found}); {_CURE}") from None
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
