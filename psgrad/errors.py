@@ -100,4 +100,6 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
     if close and len(names) > LONG_TABLE:
         return f"unknown {kind} {name!r}{hint}"
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"
+    more = f", ... ({len(names)} in all)" if len(names) > 2 * LONG_TABLE else ""
+    known_names = ", ".join(names[:LONG_TABLE] if more else names)
+    return f"unknown {kind} {name!r}{hint} Known: {known_names}{more}"

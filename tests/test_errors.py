@@ -16,6 +16,8 @@ TREE = {
     "LayoutError": (2, ValueError),
     "NonFiniteError": (1, ArithmeticError),
     "CheckpointError": (1, PsgradError),
+    "RankLostError": (1, PsgradError),
+    "FencedError": (1, PsgradError),
     "WireError": (1, PsgradError),
     "ProtocolError": (1, PsgradError),
     "LaunchError": (2, PsgradError),

@@ -112,8 +112,12 @@ def test_numbers_on_the_wire_never_change():
         "STATE": 21,
         "MARK": 22,
         "WRITTEN": 23,
+        "LOST": 24,
+        "EVICTED": 25,
+        "FENCED": 26,
+        "ALIVE": 27,
     }
-    assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4]
+    assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4, 5]
 
 
 @given(headers)
