@@ -332,7 +332,7 @@ class Session:
             traceback.print_exception(error)
         where = f"rank {self.rank} ({roles.name(self.rank)}, {self.transport.host})"
         self._warn(f"{where}: {describe(error)}")
-        self.transport.leave(exit_status(error))
+        self.transport.leave(0)  # the run goes on, and its own status is what counts
 
     def _end_job(self, error: BaseException, roles: Roles) -> NoReturn:
         """Reports ``error`` and takes the other ranks along: they would wait for this one."""
