@@ -29,6 +29,7 @@ class Coordinator:
     """``running`` are the workers whose main has not returned."""
 
     running: set[int]
+    lost: dict[int, int] = field(default_factory=dict)  # workers that died -> their last clock
     _open: dict[int, dict[int, Part]] = field(default_factory=dict)
 
     @classmethod
@@ -48,6 +49,11 @@ class Coordinator:
         self.running.discard(worker)
         return self._complete()
 
+    def lose(self, worker: int, clock: int) -> list[Outcome]:
+        """A worker has died, after its push of ``clock``: nobody waits for it any more."""
+        self.lost[worker] = clock
+        return self.finish(worker)
+
     def waiting(self) -> tuple[set[int], set[int]]:
         """Who waits at a rendezvous, and which running workers have not come to it."""
         come = {worker for parts in self._open.values() for worker in parts}
@@ -58,7 +64,8 @@ class Coordinator:
         for sequence in sorted(self._open):
             parts = self._open[sequence]
             if self.running <= parts.keys():
-                result = combine(parts)
+                lost = {str(w): clock for w, clock in sorted(self.lost.items())}
+                result = {**combine(parts), "running": sorted(self.running), "lost": lost}
                 outcomes += [Outcome(worker, sequence, result) for worker in sorted(parts)]
                 del self._open[sequence]
         return outcomes
@@ -69,8 +76,8 @@ def combine(parts: Mapping[int, Part]) -> dict[str, Any]:
 
     Parts of weight 0 count for nothing; without any other the mean is NaN.
 
-    ``{"mean": {...}, "first": w}``, w being the first of them; ``{"error": text, "first": w}``
-    where they brought different names.
+    ``{"mean": {...}}``, or, where they brought different names, ``{"error": text, "first": w}``, w
+    being the first of them.
     """
     first, *others = sorted(parts)
     names = list(parts[first].values)
@@ -89,4 +96,4 @@ def combine(parts: Mapping[int, Part]) -> dict[str, Any]:
         else math.nan
         for name in names
     }
-    return {"mean": mean, "first": first}
+    return {"mean": mean}

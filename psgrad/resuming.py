@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad.checkpoint import MANIFEST, Checkpoint, newest, step_of, verify
+from psgrad.checkpoint import MANIFEST, Checkpoint, found, newest, step_of, verify
 from psgrad.checkpointing import AUTO, CheckpointOptions
 from psgrad.errors import CheckpointError, ConfigError
 from psgrad.layout import Chunk, Float32, Layout, difference
@@ -50,6 +50,7 @@ def find(options: CheckpointOptions) -> Found:
     folder = Path(options.folder if options.resume == AUTO else options.resume)
     if step_of(folder.name) is not None or (folder / MANIFEST).is_file():
         verify(folder)
+        _check_later(folder, options)
         return Found(str(folder))
     checkpoint, skipped = newest(folder)
     if checkpoint is not None:
@@ -59,6 +60,19 @@ def find(options: CheckpointOptions) -> Found:
             f"there is no valid checkpoint in {folder}" + "".join(f"; {line}" for line in skipped)
         )
     return Found(said=(f"there is no checkpoint in {folder} yet: the run begins at its start",))
+
+
+def _check_later(path: Path, options: CheckpointOptions) -> None:
+    """Refuses to write beside checkpoints that would count as newer than what is written."""
+    step = step_of(path.name)
+    if not options.every or step is None or Path(options.folder).resolve() != path.parent.resolve():
+        return
+    later = [other.name for other in found(path.parent) if (step_of(other.name) or 0) > step]
+    if later:
+        raise ConfigError(
+            f"resume {path}: {', '.join(sorted(later))} in the same folder would count as newer "
+            "than what this run writes; give another checkpoint_dir, or remove them"
+        )
 
 
 def open_checkpoint(path: str, options: Options, roles: Roles) -> Resuming:
@@ -82,12 +96,14 @@ def open_checkpoint(path: str, options: Options, roles: Roles) -> Resuming:
 class Resumed:
     """The checkpoint that a run goes on from: its number, and how many workers made it.
 
-    ``states`` are those of the parts that they kept: worker -> name -> state, as far as they were
-    written; vectors over all parameters are None.
+    ``clocks`` are those at which workers go on, as many as there are now. ``states`` are those of
+    the parts that were kept: worker -> name -> state, as far as they were written; vectors over all
+    parameters are None.
     """
 
     number: int
     workers: int
+    clocks: Mapping[int, int]
     states: Mapping[int, Mapping[str, Any]]
 
 
@@ -188,7 +204,8 @@ class Resuming:
             for worker, record in self._records.items()
             if isinstance(record, Mapping)
         }
-        return Resumed(self.number, self.before, states)
+        clocks = {worker: self.clock_of(worker) for worker in range(self._workers)}
+        return Resumed(self.number, self.before, clocks, states)
 
     def _merged(self, name: str) -> Float32:
         """A row of all workers before, as each of now goes on with it."""

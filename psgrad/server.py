@@ -294,6 +294,7 @@ class Server:
         if self._coordinator is not None:
             self._warn(said)
         self._registrations.pop(worker, None)
+        clock = 0 if self._shard is None else self._shard.clock_of(worker)
         if self._shard is not None:
             for reply in self._shard.drop(worker):
                 self._reply(reply)
@@ -304,7 +305,7 @@ class Server:
             raise RankLostError(f"{why}, and it was the last worker")
         self._register_if_all_came()
         if self._coordinator is not None:
-            self._send_outcomes(self._coordinator.finish(worker))
+            self._send_outcomes(self._coordinator.lose(worker, clock))
 
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None and not reply.header.flags & Flag.SHARED:

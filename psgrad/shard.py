@@ -95,6 +95,11 @@ class Shard:
             state.params = place
             state.stamps = stamps
 
+    def clock_of(self, worker: int) -> int:
+        """The last step of ``worker`` that all its chunks here have taken; 0: none."""
+        clocks = [s.clocks[worker] for s in self.chunks.values() if worker in s.clocks]
+        return min(clocks, default=0)
+
     def drop(self, worker: int) -> list[Reply]:
         """``worker`` is gone: what of it is not applied never will be, and nobody waits for it.
 

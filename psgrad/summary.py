@@ -59,6 +59,7 @@ def closing(
         **(local if config.local else {}),
         **({"aggregate": config.aggregate} if config.aggregate != "mean" else {}),
         "workers": worker.size,
+        **({"workers_lost": sorted(worker.lost)} if config.fault_tolerant else {}),
         "servers": config.servers,
         "shard_balance": servers[0]["balance"],
         "bytes_pushed": sum(stats["bytes_pushed"] for stats in servers),

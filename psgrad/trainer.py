@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from psgrad.compute import Compute, WorkerData
 from psgrad.config import Config
 from psgrad.crash import FORWARD_S
 from psgrad.data import Batches, IndexArray, partition
+from psgrad.data.ledger import Ledger
 from psgrad.kernels import Kernels
 from psgrad.local import LocalSteps
 from psgrad.metrics import Sink, to_json
@@ -23,6 +25,9 @@ from psgrad.progress import Progress, Snapshot
 from psgrad.worker import Worker
 
 SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
+
+Steps: TypeAlias = Iterable[tuple[int, list[IndexArray]]]
+"""(epoch, micro-batches) of each step."""
 
 
 class Tally:
@@ -97,6 +102,8 @@ class Trainer:
         self._progress = progress
         self._pace = pace
         self._show = show
+        self._cursors: list[Any] = []  # of the checkpoint that this run goes on from
+        self._ledger: Ledger | None = None
         self._batches = Batches(
             loaded.mine, config.batch_size, config.seed, worker.rank, config.epochs
         )
@@ -114,7 +121,9 @@ class Trainer:
         if worker.rank == 0:
             self._show(summary.opening(config, worker, self._folder))
         start = worker.now()
-        self._epochs(compute, learner, mpi_rank)
+        self._train(self._batches.groups(config.accumulate), compute, learner, mpi_rank)
+        while (more := self._taken_over()) is not None:
+            self._train(more, compute, learner, mpi_rank)
         tally, pushes = self._tally, self._tally.pushes
         worker.leave()  # may push once more: what feedback has kept back
         totals = worker.mean(
@@ -125,9 +134,9 @@ class Trainer:
             }
         )
         seconds = worker.now() - start
-        if worker.is_first:
+        if worker.survivors[0] == worker.rank:
             worker.pull(dense=True)
-            totals = {key: value * worker.size for key, value in totals.items()}
+            totals = {key: value * len(worker.survivors) for key, value in totals.items()}
             test = compute.evaluate(worker.params, dataset, self._data.test)
             self._report(summary.closing(config, worker, test, totals, seconds))
         worker.barrier()
@@ -147,8 +156,10 @@ class Trainer:
             elastic=config.elastic,
         )
 
-    def _epochs(self, compute: Compute, learner: Worker | LocalSteps, mpi_rank: int) -> None:
-        """All steps of this worker."""
+    def _train(
+        self, steps: Steps, compute: Compute, learner: Worker | LocalSteps, mpi_rank: int
+    ) -> None:
+        """Trains on ``steps``."""
         config, worker = self._config, self._worker
         overlap = config.overlap == "on"
         # A fault is planted in gradients that are complete: then none of them has left before.
@@ -157,8 +168,7 @@ class Trainer:
         hooks = early if overlap else Hooks()
         tally = self._tally
         snapshot: Snapshot | None = None
-        steps = self._batches.groups(config.accumulate)
-        for step, (epoch, micro_batches) in enumerate(steps, start=self._tally.steps + 1):
+        for step, (epoch, micro_batches) in enumerate(steps, start=tally.steps + 1):
             began = worker.now()
             loss, correct, samples = compute.gradient(self._data.dataset, micro_batches, hooks)
             if self._pace is not None:
@@ -191,36 +201,68 @@ class Trainer:
     def _resume(self, learner: Worker | LocalSteps) -> None:
         """Has all that this training needs go into checkpoints, and goes on from the one given."""
         worker = self._worker
+        resumed = worker.resumed
+        if resumed is not None:
+            states = [resumed.states.get(w, {}) for w in range(resumed.workers)]
+            self._cursors = [state.get("batches") for state in states]
+            self._batches = self._batches_of(worker.rank)
+            if worker.rank == 0 and resumed.workers != worker.size:  # counted once
+                self._tally.merge([state["tally"] for state in states if "tally" in state])
         worker.keep("tally", self._tally)
+        worker.keep("batches", self._batches)
         if isinstance(learner, LocalSteps):
             worker.keep("local", learner)
-        same = worker.keep("batches", self._batches)
-        resumed = worker.resumed
-        if resumed is None or same:
-            return
-        states = [resumed.states.get(w, {}) for w in range(resumed.workers)]
-        self._batches.take_over(*self._leftovers([state.get("batches") for state in states]))
-        if worker.rank == 0:  # what is counted once
-            self._tally.merge([state["tally"] for state in states if "tally" in state])
 
-    def _leftovers(self, cursors: Sequence[Any]) -> tuple[int, dict[int, IndexArray]]:
-        """The first epoch that is not done, and this worker's share of what is left of each."""
-        config, data = self._config, self._data
-        scheme = config.dataset.partition
-        others = []
-        shares = partition(data.dataset.labels, data.training, len(cursors), scheme, config.seed)
-        for worker, (share, cursor) in enumerate(zip(shares, cursors, strict=True)):
-            batches = Batches(share, config.batch_size, config.seed, worker, config.epochs)
-            if cursor is not None:
-                batches.load_state_dict(cursor)
-            others.append(batches)
-        first, last = min(b.epoch for b in others), max(b.epoch for b in others)
-        left = {}
-        for epoch in range(first, min(last + 1, config.epochs)):
-            union = np.concatenate([batches.rest(epoch) for batches in others])
-            parts = partition(data.dataset.labels, union, self._worker.size, scheme, config.seed)
-            left[epoch] = parts[self._worker.rank]
-        return first, left
+    def _batches_of(self, worker: int) -> Batches:
+        """What ``worker`` goes through in this run, from its start."""
+        config, data, cursors = self._config, self._data, self._cursors
+        labels, scheme, seed = data.dataset.labels, config.dataset.partition, config.seed
+
+        def fresh(mine: int, workers: int) -> Batches:
+            share = partition(labels, data.training, workers, scheme, seed)[mine]
+            return Batches(share, config.batch_size, seed, mine, config.epochs)
+
+        batches = fresh(worker, self._worker.size)
+        if len(cursors) == self._worker.size:
+            if cursors[worker] is not None:
+                batches.load_state_dict(cursors[worker])
+        elif cursors:
+            before = [fresh(w, len(cursors)) for w in range(len(cursors))]
+            for other, cursor in zip(before, cursors, strict=True):
+                if cursor is not None:
+                    other.load_state_dict(cursor)
+            first, last = min(b.epoch for b in before), max(b.epoch for b in before)
+            left = {}
+            for epoch in range(first, min(last + 1, config.epochs)):
+                union = np.concatenate([b.rest(epoch) for b in before])
+                left[epoch] = partition(labels, union, self._worker.size, scheme, seed)[worker]
+            batches.take_over(first, left)
+        return batches
+
+    def _taken_over(self) -> Steps | None:
+        """This worker's share of what workers that died have left; None when there is no more."""
+        config, worker = self._config, self._worker
+        if not config.fault_tolerant or config.local:
+            return None
+        if self._ledger is None:
+            counts = {w: self._batches_of(w).count(config.accumulate) for w in range(worker.size)}
+            self._ledger = Ledger.of(counts)
+        known = len(worker.lost)
+        worker.barrier()
+        if len(worker.lost) == known:
+            return None
+        begun = {} if worker.resumed is None else worker.resumed.clocks
+        done = {w: clock - begun.get(w, 0) for w, clock in worker.lost.items()}
+        pieces = self._ledger.settle(done, worker.survivors)[worker.rank]
+        return chain.from_iterable(
+            islice(
+                self._batches_of(source).groups(config.accumulate),
+                steps.start,
+                steps.stop,
+                steps.step,
+            )
+            for source, steps in pieces
+        )
 
     def _report(self, record: Mapping[str, Any]) -> None:
         """``record``, the summary, goes to files and to who looks on."""

@@ -51,9 +51,10 @@ class Worker:
         """How many workers there are."""
         self.comm = comm
         """A communicator of the workers only."""
-        self.is_first = self.rank == 0
-        """Whether this worker was the first at the last rendezvous: it reports for all. That is
-        worker 0 as long as it lives."""
+        self.survivors = tuple(range(roles.workers))
+        """The workers whose main was running at the last rendezvous, such as ``barrier``."""
+        self.lost: dict[int, int] = {}
+        """Workers that had died by then, and the clock of the last step that counts of each."""
         self.notice = ""
         """What the servers had to say of the registration, such as the memory that pulls need."""
         self._transport = transport
@@ -333,7 +334,8 @@ class Worker:
         result = decode_json(payload)
         if "error" in result:
             raise alike(ConfigError(result["error"]), result["first"], self.rank)
-        self.is_first = result["first"] == self.rank
+        self.survivors = tuple(result["running"])
+        self.lost = {int(worker): clock for worker, clock in result["lost"].items()}
         mean: dict[str, float] = result["mean"]
         return mean
 

@@ -22,7 +22,7 @@ def test_a_rendezvous_is_complete_when_all_have_come():
     coordinator = Coordinator.of(range(3))
     assert coordinator.meet(2, 1, part(x=6.0)) == []
     assert coordinator.meet(0, 1, part(x=0.0)) == []
-    result = {"mean": {"x": 3.0}, "first": 0}
+    result = {"mean": {"x": 3.0}, "running": [0, 1, 2], "lost": {}}
     assert coordinator.meet(1, 1, part(x=3.0)) == [Outcome(w, 1, result) for w in (0, 1, 2)]
 
 
@@ -30,7 +30,7 @@ def test_the_mean_is_weighted():
     coordinator = Coordinator.of(range(2))
     coordinator.meet(0, 1, part(3.0, loss=1.0, accuracy=0.5))
     (first, _) = coordinator.meet(1, 1, part(1.0, accuracy=1.0, loss=5.0))
-    assert first.result == {"mean": {"loss": 2.0, "accuracy": 0.625}, "first": 0}
+    assert first.result == {"mean": {"loss": 2.0, "accuracy": 0.625}, "running": [0, 1], "lost": {}}
 
 
 def test_parts_of_weight_zero_count_for_nothing():
@@ -40,7 +40,7 @@ def test_parts_of_weight_zero_count_for_nothing():
 
 
 def test_a_barrier_is_a_mean_of_nothing():
-    assert combine({0: part(), 1: part()}) == {"mean": {}, "first": 0}
+    assert combine({0: part(), 1: part()}) == {"mean": {}}
 
 
 def test_the_sum_runs_in_worker_order_whatever_the_order_of_arrival():
@@ -76,7 +76,7 @@ def test_who_is_done_is_not_waited_for():
 def test_the_last_one_to_finish_completes_a_rendezvous():
     coordinator = Coordinator.of(range(2))
     coordinator.meet(0, 1, part(x=1.0))
-    assert coordinator.finish(1) == [Outcome(0, 1, {"mean": {"x": 1.0}, "first": 0})]
+    assert coordinator.finish(1) == [Outcome(0, 1, {"mean": {"x": 1.0}, "running": [0], "lost": {}})]
     assert coordinator.finish(0) == []
 
 

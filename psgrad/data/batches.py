@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,6 +55,11 @@ class Batches(Iterator[tuple[int, IndexArray]]):
             if len(group) == size or self._position == 0:
                 yield epoch, group
                 group = []
+
+    def count(self, size: int) -> int:
+        """How many groups of ``size`` batches are to come."""
+        left = (self.rest(epoch).size for epoch in range(self._epoch, self._epochs))
+        return sum(math.ceil(math.ceil(n / self._batch_size) / size) for n in left)
 
     def rest(self, epoch: int) -> IndexArray:
         """The indices of ``epoch`` that were not given yet."""
