@@ -76,6 +76,18 @@ class ServerSaving:
         if self._writer.busy:
             self.refuse(cut.number, "the one before it is still being written")
             return
+        tensors, chunks = self._snapshot(shard)
+        for worker, mine in rows.items():
+            for (chunk, row), values in mine.items():
+                tensors[f"chunk/{chunk}/worker/{worker}/{self._names[worker][row]}"] = values
+        self.saved.checkpoint_copy_s = max(self.saved.checkpoint_copy_s, now() - start_s)
+        self._writer.submit(lambda: self._write(cut.number, tensors, chunks))
+
+    def reserve(self, shard: Shard) -> None:
+        """Touches the memory of a snapshot, which the first one would have to wait for."""
+        self._snapshot(shard)
+
+    def _snapshot(self, shard: Shard) -> tuple[dict[str, Float32], dict[str, Any]]:
         tensors: dict[str, Float32] = {}
 
         def keep(name: str, array: Float32) -> None:
@@ -85,12 +97,7 @@ class ServerSaving:
             np.copyto(memory, array)
             tensors[name] = memory
 
-        chunks = shard.save(keep)
-        for worker, mine in rows.items():
-            for (chunk, row), values in mine.items():
-                tensors[f"chunk/{chunk}/worker/{worker}/{self._names[worker][row]}"] = values
-        self.saved.checkpoint_copy_s = max(self.saved.checkpoint_copy_s, now() - start_s)
-        self._writer.submit(lambda: self._write(cut.number, tensors, chunks))
+        return tensors, shard.save(keep)
 
     def reports(self) -> list[dict[str, Any]]:
         """What the coordinator is to be told, once each."""
@@ -127,8 +134,9 @@ class Checkpoints:
         """Whether something of a checkpoint is still to be done."""
         return self._saving.busy or (self._committing is not None and self._committing.busy)
 
-    def registered(self, about: Mapping[str, Any], clocks: Mapping[int, int]) -> None:
+    def registered(self, shard: Shard, about: Mapping[str, Any], clocks: Mapping[int, int]) -> None:
         """Workers are at ``clocks``; manifests say ``about`` of the run."""
+        self._saving.reserve(shard)
         if self._committing is not None:
             self._committing.registered(about, clocks)
 

@@ -386,7 +386,8 @@ class Server:
         self._balance, self._layout, self._digest = mine.balance, layout, layout.digest
         if self._checkpoints is not None:
             clocks = clocks_of(self._resuming, workers)
-            self._checkpoints.registered(about(options, self._roles, layout), clocks)
+            said = about(options, self._roles, layout)
+            self._checkpoints.registered(self._shard, said, clocks)
         self._intake.open(self._shard.chunks, self._digest)
         if trouble := self._sharing.open(layout):
             self._sink.log(f"parameters go by message: {trouble}")
