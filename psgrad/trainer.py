@@ -20,6 +20,7 @@ from psgrad.metrics import Sink, to_json
 from psgrad.models.hooks import Hooks
 from psgrad.pace import Pace
 from psgrad.progress import Progress, Snapshot
+from psgrad.resuming import Resumed
 from psgrad.worker import Worker
 
 SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
@@ -34,6 +35,7 @@ class Tally:
         self.loss = 0.0  # smoothed, as is accuracy
         self.accuracy = 0.0
         self._worker = worker
+        self._in_step = False  # whether a step was added, so that a push begins or is done
         self._before = -worker.clock  # pushes of the runs before, less the clock at the start
 
     @property
@@ -44,6 +46,7 @@ class Tally:
     def add(self, samples: int, loss: float, accuracy: float) -> None:
         """One more step."""
         keep = SMOOTHING if self.steps else 0.0
+        self._in_step = True
         self.steps += 1
         self.samples += samples
         self.loss = keep * self.loss + (1 - keep) * loss
@@ -56,13 +59,13 @@ class Tally:
         self._before += sum(state["pushes"] for state in states)
 
     def state_dict(self) -> dict[str, Any]:
-        """How things are when the push that begins now is done."""
+        """How things are when the push that begins now is done; before the first step, now."""
         return {
             "steps": self.steps,
             "samples": self.samples,
             "loss": self.loss,
             "accuracy": self.accuracy,
-            "pushes": self.pushes + 1,
+            "pushes": self.pushes + self._in_step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,16 +194,19 @@ class Trainer:
     def _resume(self, learner: Worker | LocalSteps) -> None:
         """Has all that this training needs go into checkpoints, and goes on from the one given."""
         worker = self._worker
+        resumed = worker.resumed
+        if resumed is not None and resumed.workers != worker.size:
+            self._take_over(resumed)
         worker.keep("tally", self._tally)
         if isinstance(learner, LocalSteps):
             worker.keep("local", learner)
-        same = worker.keep("batches", self._batches)
-        resumed = worker.resumed
-        if resumed is None or same:
-            return
+        worker.keep("batches", self._batches)
+
+    def _take_over(self, resumed: Resumed) -> None:
+        """Shares what the workers of the checkpoint, another number of them, have left."""
         states = [resumed.states.get(w, {}) for w in range(resumed.workers)]
         self._batches.take_over(*self._leftovers([state.get("batches") for state in states]))
-        if worker.rank == 0:  # what is counted once
+        if self._worker.rank == 0:  # what is counted once
             self._tally.merge([state["tally"] for state in states if "tally" in state])
 
     def _leftovers(self, cursors: Sequence[Any]) -> tuple[int, dict[int, IndexArray]]:
@@ -214,7 +220,7 @@ class Trainer:
             if cursor is not None:
                 batches.load_state_dict(cursor)
             others.append(batches)
-        first, last = min(b.epoch for b in others), max(b.epoch for b in others)
+        first, last = min(b.epoch for b in others), max(b.last_begun for b in others)
         left = {}
         for epoch in range(first, min(last + 1, config.epochs)):
             union = np.concatenate([batches.rest(epoch) for batches in others])

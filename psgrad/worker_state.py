@@ -89,6 +89,8 @@ def _pack(value: Any, n: int, rows: dict[str, Float32], name: str) -> Any:
 
 def _packed(array: NDArray[Any], n: int, rows: dict[str, Float32], name: str) -> dict[str, Any]:
     if array.dtype == np.float32 and array.shape == (n,) and array.flags.c_contiguous:
+        if name in rows:
+            raise CheckpointError(f"a state has two vectors with the name {name!r}; rename one")
         rows[name] = array
         return {ARRAY: ROW}
     if array.dtype.name not in DTYPES:
