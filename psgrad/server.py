@@ -197,13 +197,12 @@ class Server:
                 self._send(worker, cut)
 
     def _cut(self, checkpoints: Checkpoints, shard: Shard) -> None:
-        """Makes the cut that is open, if all markers have come, and goes on."""
-        cut = shard.cut()
-        if cut is None:
-            return
-        checkpoints.copy(shard, cut, self._transport.now)
-        for reply in shard.resume():
-            self._reply(reply)
+        """Makes the cut that is open, if all markers have come, and goes on; so with the next."""
+        while (cut := shard.cut()) is not None:
+            checkpoints.copy(shard, cut, self._transport.now)
+            for reply in shard.resume():
+                self._reply(reply)
+            self._advance_checkpoints(checkpoints)
 
     def _advance_checkpoints(self, checkpoints: Checkpoints) -> None:
         reports, said = checkpoints.advance()

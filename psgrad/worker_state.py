@@ -104,6 +104,8 @@ def _array(record: Mapping[str, Any]) -> Any:
         dtype, shape = record[ARRAY], tuple(record["shape"])
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}")
+        if not all(type(d) is int and d >= 0 for d in shape):
+            raise ValueError(f"shape {list(shape)}")
         data = base64.b64decode(record["data"], validate=True)
         array = np.frombuffer(data, dtype).reshape(shape).copy()
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
