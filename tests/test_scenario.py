@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -94,7 +95,7 @@ NAMED = {
         optimizer="adam",
         pushes=0.3,
         pace="constant:seconds=0.001;slow:worker=0,factor=7",
-        bandwidth=inf,
+        bandwidth=math.inf,
         jitter=20.0,
         checkpoints="0.002s",
         then_workers=3,
@@ -168,7 +169,7 @@ NAMED = {
         overlaps=1.0,
         pace="pareto:mean=0.001,alpha=1.2",
         latency_s=0.001,
-        bandwidth=inf,
+        bandwidth=math.inf,
         partition=True,
         checkpoints="0.002s",
         then_workers=2,
