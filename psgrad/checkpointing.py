@@ -28,9 +28,13 @@ class CheckpointOptions:
     every: Every = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, value in (("dir", self.folder), ("every", self.spec), ("resume", self.resume)):
+        for name, value in (
+            ("checkpoint_dir", self.folder),
+            ("checkpoint_every", self.spec),
+            ("resume", self.resume),
+        ):
             if not isinstance(value, str):
-                raise ConfigError(f"checkpoint_{name} must be a string, got {value!r}")
+                raise ConfigError(f"{name} must be a string, got {value!r}")
         object.__setattr__(self, "every", Every.parse(self.spec))
         try:
             keep: Any = operator.index(self.keep)

@@ -10,6 +10,7 @@ it is removed, and the newest valid one stays.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,9 @@ class Committing:
         self._servers = servers
         self._about: Mapping[str, Any] = {}
         self._warn = warn
-        self._workers: dict[int, Any] = {}  # the latest record of each worker
+        # Of markers, the oldest first: a worker may be at its next one, or have left, already.
+        self._marked: defaultdict[int, deque[Any]] = defaultdict(deque)
+        self._left: dict[int, Any] = {}
         self._open: dict[int, _Open] = {}
         self._early: list[Mapping[str, Any]] = []  # reports of what is not open here yet
         self._whole: list[_Open] = []  # all has come, nothing is done about it yet
@@ -84,13 +87,20 @@ class Committing:
         self._plan.saw(worker, clock)
 
     def marked(self, worker: int, record: Any) -> None:
-        """A worker has sent its own state, with its marker or as it left."""
-        self._workers[worker] = record
+        """A worker has sent its own state, with its marker."""
+        self._marked[worker].append(record)
+
+    def left(self, worker: int, record: Any) -> None:
+        """A worker has left, with its last state."""
+        self._plan.left(worker)
+        self._left[worker] = record
 
     def opened(self, cut: Cut) -> None:
         """All markers have come: every server writes its part from now on."""
         self._plan.number = max(self._plan.number, cut.number)
-        workers = {str(worker): self._workers[worker] for worker in sorted(self._workers)}
+        marked = {worker: self._marked[worker].popleft() for worker in cut.clocks}
+        records = {**self._left, **marked}
+        workers = {str(worker): records[worker] for worker in sorted(records)}
         self._open[cut.number] = _Open(cut, workers, missing=self._servers)
         early, self._early = self._early, []
         for report in early:

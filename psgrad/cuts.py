@@ -130,6 +130,7 @@ class CutPlan:
     clocks: dict[int, int]
     number: int = 0  # of the last cut
     under_way: bool = False
+    _gone: set[int] = field(default_factory=set)  # workers that have left
     _since_s: float = math.nan
     _since_steps: int = 0
 
@@ -137,10 +138,15 @@ class CutPlan:
         """A push has come, or the last clock of a worker that leaves."""
         self.clocks[worker] = max(clock, self.clocks.get(worker, 0))
 
+    def left(self, worker: int) -> None:
+        """A worker pushes no more."""
+        self._gone.add(worker)
+
     def announce(self, now_s: float) -> Announcement | None:
         """The cut that is to be made now, if one is due and none is under way."""
         local = self.bound == 0 and self.every.steps  # each worker knows by itself
-        if not self.every or local or self.under_way or not self.clocks:
+        live = len(self.clocks.keys() - self._gone)
+        if not self.every or local or self.under_way or not live:
             return None
         steps = sum(self.clocks.values())
         if math.isnan(self._since_s):
@@ -148,7 +154,7 @@ class CutPlan:
         if self.every.seconds:
             due = now_s - self._since_s >= self.every.seconds
         else:
-            due = steps - self._since_steps >= self.every.steps * len(self.clocks)
+            due = steps - self._since_steps >= self.every.steps * live
         if not due or steps == self._since_steps:
             return None
         # In sync mode nobody is further than the round that is open, and all learn of this before

@@ -106,7 +106,7 @@ class Exchange:
         state, encoder = self.state, self._encoder
         if weight > 0 and not state.guard.settle(state.memory.grads):
             weight = 0.0
-        self.clock += 1
+        self._tick()
         if encoder is not None and weight > 0:
             encoder.begin(self.clock, self._links.answered.rate, state.memory.grads)
         for chunk in state.trained:
@@ -154,7 +154,7 @@ class Exchange:
             weight = 0.0
         clipped = verdict.finite and verdict.scale != 1.0
         said = encode_json({"scale": verdict.scale}) if clipped else None
-        self.clock += 1
+        self._tick()
         for server, chunks in sorted(self._sent.items()):
             end = Header(
                 Kind.SETTLE,
@@ -200,9 +200,10 @@ class Exchange:
     def mark_if_due(self) -> None:
         """Sends markers where a checkpoint is to cut: behind a whole step, answered or not.
 
-        An answer may wait for workers that wait for a marker.
+        An answer may wait for workers that wait for a marker. What has left of an open step is of
+        the next clock, and no shard has heard of it.
         """
-        if not (self.is_open or self._rest):
+        if not self._rest:
             self.marking.mark_if_due(self.position)
 
     @property
@@ -253,7 +254,9 @@ class Exchange:
         """
         guard, grads = self.state.guard, self.state.memory.grads
         if self._sent:
-            self._links.await_answers()
+            while not self._links.idle:
+                self.mark_if_due()  # pushes before it may wait for workers that wait for a marker
+                self._links.take()
         sound, self._links.is_sound = self._links.is_sound, True
         if weight == 0:
             return StepVerdict(0.0, 1.0)
@@ -299,6 +302,10 @@ class Exchange:
             self._links.wire_nbytes += chunk.nbytes
         else:
             self.send(kind, chunk, grad, weight, flags, rate)
+
+    def _tick(self) -> None:
+        self.clock += 1
+        self.marking.pushed()
 
     def _end(self, weight: float) -> None:
         self._weight = weight or self._weight

@@ -144,10 +144,13 @@ class LocalSteps:
             self._begin_afresh()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs of it, behind the exchange that is under way."""
-        copy = {"copy": self._copy} if self._elastic else {}  # else what the servers have
+        """What a checkpoint needs of it, behind the exchange that is under way.
+
+        A copy: the checkpoint may be made when the next local steps have changed the slots.
+        """
+        copy = {"copy": self._copy.copy()} if self._elastic else {}  # else what the servers have
         return {
-            "slots": dict(self._slots),
+            "slots": {name: slot.copy() for name, slot in self._slots.items()},
             "applied": self._applied,
             "count": self.count,
             "guard": self._guard.state_dict(),

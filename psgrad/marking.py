@@ -37,6 +37,10 @@ class Marking:
         """Whether the worker has left: nobody waits for its markers."""
         self.kept: Mapping[str, Any] = {}
         """What goes into a checkpoint beside the worker's own state, as of its last push."""
+        self.next: Mapping[str, Any] = {}
+        """The same as of the push to come."""
+        self.paused = False
+        """Whether there is something to keep that is not known yet."""
         self._transport = transport
         self._links = links
         self._state = state
@@ -51,7 +55,7 @@ class Marking:
         """Sends markers, if one is due; ``position`` is behind a whole step."""
         markers = self._links.markers
         number = markers.due(position.clock)
-        if number is None or self.over:
+        if number is None or self.over or self.paused:
             return
         markers.last = number
         state = self._whole(position)
@@ -66,6 +70,10 @@ class Marking:
         self._links.tell_all(Header(Kind.MARK, clock=position.clock, sequence=number), said)
         self._transport.flush()  # the rows are the state itself
 
+    def pushed(self) -> None:
+        """The next push begins: from now on it is the last one."""
+        self.kept = self.next
+
     def last_words(self, position: Position) -> bytes | None:
         """What a worker that leaves gives to checkpoints to come."""
         return encode_json({"state": self._whole(position).record}) if self.wanted else None
@@ -78,11 +86,14 @@ class Marking:
         record = resuming.record_of(worker)
         if resuming.same_number:
             self._state.guard.load_state_dict(record.get("guard", {}))
-        if self._encoder is None:
-            return
-        mine = self._encoder.state_dict()
+            self.kept = self.next = resuming.all_kept(worker)
+        mine = {} if self._encoder is None else self._encoder.state_dict()
         try:
-            self._encoder.load_state_dict(resuming.encoder_state(worker, mine))
+            state = resuming.encoder_state(worker, mine)
+            if self._encoder is not None:
+                self._encoder.load_state_dict(state)
+            elif state:
+                raise ConfigError(f"the saved state has {', '.join(sorted(state))}")
         except ConfigError as error:
             raise CheckpointError(
                 f"{error}; resume with the codec and feedback of the saved run"

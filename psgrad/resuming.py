@@ -172,11 +172,19 @@ class Resuming:
         row = (lambda row: self._row(worker, row)) if there else _no_row
         return unpack(kept[name], row, f"kept.{name}")
 
+    def all_kept(self, worker: int) -> dict[str, Any]:
+        """The states of all parts that ``worker`` kept, by name."""
+        return {name: self.kept(worker, name) for name in self.record_of(worker).get("kept", {})}
+
     def encoder_state(
         self, worker: int, mine: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
-        """What the encoder of ``worker``, which has the state ``mine`` now, goes on with."""
-        saved = self.record_of(worker).get(ENCODER, {})
+        """What the encoder of ``worker``, which has the state ``mine`` now, goes on with.
+
+        Raises ``ConfigError`` for a state of another encoder.
+        """
+        record = self.record_of(worker)
+        saved = record.get(ENCODER, {})
         if self.same_number:
             if worker not in self._clocks:  # it had left: nothing was held back
                 return dict(mine)
@@ -184,6 +192,11 @@ class Resuming:
                 name: unpack(value, lambda row: self._row(worker, row), f"{ENCODER}.{name}")
                 for name, value in saved.items()
             }
+        if record and saved.keys() != mine.keys():
+            raise ConfigError(
+                f"the saved state has {', '.join(sorted(saved)) or 'nothing'}, this run's encoder "
+                f"has {', '.join(sorted(mine)) or 'nothing'}"
+            )
         merged: dict[str, NDArray[Any]] = {}
         for name, array in mine.items():
             if array.shape == (self.layout.size,) and array.dtype == np.float32:

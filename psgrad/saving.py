@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from psgrad.intake import PUSH_KINDS
 from psgrad.layout import Float32
 from psgrad.messages import Header, Kind
 from psgrad.shard import Shard
+
+Rows: TypeAlias = dict[tuple[int, int], Float32]  # (chunk, row) -> its part
 
 
 @dataclass
@@ -38,8 +41,9 @@ class ServerSaving:
         self._writer = writer
         self._file = f"server-{rank}.safetensors"
         self._copies: dict[str, Float32] = {}  # of the last snapshot: memory to be used again
-        self._rows: dict[int, dict[tuple[int, int], Float32]] = {}  # worker -> (chunk, row)
-        self._names: dict[int, list[str]] = {}  # of the rows of each worker
+        self._rows: dict[int, Rows] = {}  # of each worker: what came before its next marker
+        # Names and rows of markers, the oldest first: a worker may be at its next one already.
+        self._marked: defaultdict[int, deque[tuple[list[str], Rows]]] = defaultdict(deque)
         self._first_s: float | None = None  # when the first marker of the open cut came
         self._refused: list[dict[str, Any]] = []
 
@@ -56,30 +60,35 @@ class ServerSaving:
         """A worker has sent its marker, and ``rows`` are the names of what came before it."""
         if self._first_s is None:
             self._first_s = now_s
-        self._names[worker] = rows
-        came = self._rows.get(worker, {})
+        came = self._rows.pop(worker, {})
         if any(row >= len(rows) for _, row in came):
             raise ProtocolError(f"worker {worker} sent rows {sorted(came)}, named are {rows}")
+        self._marked[worker].append((rows, came))
 
-    def refuse(self, number: int, reason: str) -> None:
-        """There will be no part of this checkpoint."""
-        self._refused.append(_report(number, reason))
+    def copy(
+        self, shard: Shard, cut: Cut, now: Callable[[], float], problem: str | None = None
+    ) -> None:
+        """Copies the shard, which stands at ``cut``, and has the copy written.
 
-    def copy(self, shard: Shard, cut: Cut, now: Callable[[], float]) -> None:
-        """Copies the shard, which stands at ``cut``, and has the copy written."""
+        With a ``problem`` there will be no part of this checkpoint.
+        """
         start_s = now()
         first_s, self._first_s = self._first_s, None
-        rows, self._rows = self._rows, {}
+        rows = {worker: self._marked[worker].popleft() for worker in cut.clocks}
         if first_s is not None:
             waited = start_s - first_s
             self.saved.checkpoint_wait_s = max(self.saved.checkpoint_wait_s, waited)
-        if self._writer.busy:
-            self.refuse(cut.number, "the one before it is still being written")
+        if any(self._marked.values()):
+            self._first_s = start_s  # the next cut is open
+        if problem is None and self._writer.busy:
+            problem = "the one before it is still being written"
+        if problem is not None:
+            self._refused.append(_report(cut.number, problem))
             return
         tensors, chunks = self._snapshot(shard)
-        for worker, mine in rows.items():
+        for worker, (names, mine) in rows.items():
             for (chunk, row), values in mine.items():
-                tensors[f"chunk/{chunk}/worker/{worker}/{self._names[worker][row]}"] = values
+                tensors[f"chunk/{chunk}/worker/{worker}/{names[row]}"] = values
         self.saved.checkpoint_copy_s = max(self.saved.checkpoint_copy_s, now() - start_s)
         self._writer.submit(lambda: self._write(cut.number, tensors, chunks))
 
@@ -89,13 +98,14 @@ class ServerSaving:
 
     def _snapshot(self, shard: Shard) -> tuple[dict[str, Float32], dict[str, Any]]:
         tensors: dict[str, Float32] = {}
+        memories, self._copies = self._copies, {}
 
         def keep(name: str, array: Float32) -> None:
-            memory = self._copies.get(name)
+            memory = memories.get(name)
             if memory is None:
-                memory = self._copies[name] = np.empty_like(array)
+                memory = np.empty_like(array)
             np.copyto(memory, array)
-            tensors[name] = memory
+            tensors[name] = self._copies[name] = memory
 
         return tensors, shard.save(keep)
 
@@ -128,11 +138,13 @@ class Checkpoints:
         self._saving = saving
         self._committing = committing
         self._together = together
+        self._reports: list[dict[str, Any]] = []  # of this server, for the coordinator
 
     @property
     def busy(self) -> bool:
         """Whether something of a checkpoint is still to be done."""
-        return self._saving.busy or (self._committing is not None and self._committing.busy)
+        mine = self._saving.busy or bool(self._reports)
+        return mine or (self._committing is not None and self._committing.busy)
 
     def registered(self, shard: Shard, about: Mapping[str, Any], clocks: Mapping[int, int]) -> None:
         """Workers are at ``clocks``; manifests say ``about`` of the run."""
@@ -156,18 +168,20 @@ class Checkpoints:
             if self._committing is not None:
                 said = control.fields(payload, Kind.LEAVE, state=(dict,))
                 self._committing.saw(header.worker, header.clock)
-                self._committing.marked(header.worker, said["state"])
+                self._committing.left(header.worker, said["state"])
         else:
             return []
         return self.cut_if_complete(shard, now)
 
     def cut_if_complete(self, shard: Shard, now: Callable[[], float]) -> list[Reply]:
-        """Makes the cut that is open, if nothing is missing; the answers that are due then."""
-        cut = shard.cut()
-        if cut is None:
-            return []
-        self._copy(shard, cut, now)
-        return shard.resume()
+        """Makes the cut that is open, if nothing is missing, and so with the next; the answers
+        that are due then."""
+        replies = []
+        while (cut := shard.cut()) is not None:
+            self._copy(shard, cut, now)
+            replies += shard.resume()
+            self._reports += self._saving.reports()
+        return replies
 
     def announce(self, header: Header, now_s: float) -> Announcement | None:
         """A message about a chunk has come: the cut that is due now, if one is."""
@@ -180,12 +194,12 @@ class Checkpoints:
     def _copy(self, shard: Shard, cut: Cut, now: Callable[[], float]) -> None:
         if self._committing is not None:
             self._committing.opened(cut)
-        if self._together and len(set(cut.clocks.values())) > 1:
+        problem = None
+        if self._together and (len(set(cut.clocks.values())) > 1 or not shard.is_between_rounds):
             # Announced to workers that had gone on, or of groups that never were in step.
             where = ", ".join(f"worker {w} at {clock}" for w, clock in cut.clocks.items())
-            self._saving.refuse(cut.number, f"workers were not in step: {where}")
-        else:
-            self._saving.copy(shard, cut, now)
+            problem = f"workers were not in step: {where}"
+        self._saving.copy(shard, cut, now, problem)
 
     def take(self, report: Mapping[str, Any]) -> None:
         """A server's report has come to the coordinator."""
@@ -195,7 +209,7 @@ class Checkpoints:
 
     def advance(self) -> tuple[list[dict[str, Any]], str | None]:
         """Reports for the coordinator, and what is to be logged."""
-        reports = self._saving.reports()
+        reports, self._reports = [*self._reports, *self._saving.reports()], []
         if self._committing is None:
             return reports, None
         for report in reports:

@@ -33,6 +33,7 @@ PACES: Final = (
     "pareto:mean=0.001,alpha=1.2", "constant:seconds=0.001;slow:worker=0,factor=7",
     "exponential:mean=0.001;slow:factor=10,start=2,stop=4",
 )  # fmt: skip
+CHECKPOINTS: Final = ("1", "2", "3", "0.002s", "0.01s")
 LEARNING_RATE: Final = 0.05
 
 
@@ -42,7 +43,9 @@ class Scenario:
 
     ``skips``, ``pushes``, ``overlaps``, ``delays``, ``duplicates`` and ``drops`` are shares: of
     steps that are not finite, without a pull, and that leave layer by layer; of messages. ``hosts``
-    is on how many machines the ranks are, in turn; 0: each on its own.
+    is on how many machines the ranks are, in turn; 0: each on its own. ``checkpoints`` is when they
+    are made; one of them is gone on from with ``then_workers`` and ``then_servers`` (0: as many as
+    before).
     """
 
     seed: int
@@ -72,6 +75,9 @@ class Scenario:
     duplicates: float = 0.0
     drops: float = 0.0
     partition: bool = False
+    checkpoints: str = ""
+    then_workers: int = 0
+    then_servers: int = 0
 
     @classmethod
     def of(cls, seed: int) -> Scenario:
@@ -105,7 +111,14 @@ class Scenario:
             drops=draw.among((0.0, 0.0, 0.05)),
             partition=draw.among((False, False, False, True)),
         )
-        return replace(scenario, feedback=draw.among(scenario.feedbacks()))
+        return replace(
+            scenario,
+            feedback=draw.among(scenario.feedbacks()),
+            # Each is several runs, so few seeds have them.
+            checkpoints=draw.among(CHECKPOINTS) if draw.among((1, 0, 0, 0, 0)) else "",
+            then_workers=draw.among((0, 0, 0, 1, 2, 3, 5)),
+            then_servers=draw.among((0, 0, 1, 2, 3)),
+        )
 
     def feedbacks(self) -> tuple[str, ...]:
         """What may be done with what the codec does not send."""
@@ -189,6 +202,15 @@ class Scenario:
         if self.is_skipped(worker, step):
             grad[self._number("nan", worker, step) % grad.size] = np.nan
         return grad
+
+    def resumed(self) -> Scenario:
+        """What goes on from a checkpoint of this scenario."""
+        workers, servers = self.then_workers or self.workers, self.then_servers or self.servers
+        return replace(self, workers=workers, servers=servers, then_workers=0, then_servers=0)
+
+    def chosen(self, count: int) -> int:
+        """Which of ``count`` checkpoints is gone on from."""
+        return self._number("chosen", 0, count) % count
 
     @property
     def rule(self) -> Optimizer:

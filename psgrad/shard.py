@@ -126,13 +126,14 @@ class Shard:
     def cut(self) -> Cut | None:
         """The cut that is open, if all live workers have marked it: nothing behind it was applied.
 
-        It stays open until ``resume``. Raises ``ProtocolError`` where a round is open.
+        It stays open until ``resume``.
         """
-        cut = self._marks.complete(self._live)
-        in_step = cut is not None and len(set(cut.clocks.values())) == 1
-        if cut is not None and in_step and any(state.round for state in self.chunks.values()):
-            raise ProtocolError(f"checkpoint {cut.number} cuts through an open round: {cut.clocks}")
-        return cut
+        return self._marks.complete(self._live)
+
+    @property
+    def is_between_rounds(self) -> bool:
+        """Whether no chunk has pushes of a round that is open: those are in no checkpoint."""
+        return not any(state.round for state in self.chunks.values())
 
     def save(self, keep: Callable[[str, Float32], None]) -> dict[str, Any]:
         """Hands every array to ``keep``, which copies it; the rest by chunk, as JSON."""
@@ -168,7 +169,8 @@ class Shard:
             for push in parked:
                 self._applier.set_rate(state, [push])
                 self._apply(state, [push], state.position)
-                state.position += 1 / len(state.clocks)
+                if push.grad is not None:
+                    state.position += 1 / len(state.clocks)
 
     def share_work(self, shared: bool) -> None:
         """Whether threads take part in updates, which need cores that nobody else needs."""

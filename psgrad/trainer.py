@@ -39,6 +39,7 @@ class Tally:
         self.loss = 0.0  # smoothed, as is accuracy
         self.accuracy = 0.0
         self._worker = worker
+        self._in_step = False  # whether a step was added, so that a push begins or is done
         self._before = -worker.clock  # pushes of the runs before, less the clock at the start
 
     @property
@@ -49,6 +50,7 @@ class Tally:
     def add(self, samples: int, loss: float, accuracy: float) -> None:
         """One more step."""
         keep = SMOOTHING if self.steps else 0.0
+        self._in_step = True
         self.steps += 1
         self.samples += samples
         self.loss = keep * self.loss + (1 - keep) * loss
@@ -61,13 +63,13 @@ class Tally:
         self._before += sum(state["pushes"] for state in states)
 
     def state_dict(self) -> dict[str, Any]:
-        """How things are when the push that begins now is done."""
+        """How things are when the push that begins now is done; before the first step, now."""
         return {
             "steps": self.steps,
             "samples": self.samples,
             "loss": self.loss,
             "accuracy": self.accuracy,
-            "pushes": self.pushes + 1,
+            "pushes": self.pushes + self._in_step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -231,7 +233,7 @@ class Trainer:
             for other, cursor in zip(before, cursors, strict=True):
                 if cursor is not None:
                     other.load_state_dict(cursor)
-            first, last = min(b.epoch for b in before), max(b.epoch for b in before)
+            first, last = min(b.epoch for b in before), max(b.last_begun for b in before)
             left = {}
             for epoch in range(first, min(last + 1, config.epochs)):
                 union = np.concatenate([b.rest(epoch) for b in before])

@@ -175,27 +175,34 @@ class Worker:
         self._exchange.rate = self._rate
         self.notice = joining.notice
         # Who goes on has what it had: where pulls are encoded, that is not what the servers have.
+        # At one clock, this waits for nobody. Elsewhere it may, and what was kept is known.
+        marking = self._exchange.marking
+        marking.paused = self._resuming is None or not self._resuming.same_number
         self.pull(dense=self._resuming is None)
+        marking.paused = False
         return self.params
 
     def keep(self, name: str, part: Stateful) -> bool:
         """Has ``part`` go into each checkpoint of this run, and go on from the one it began with.
 
-        Its ``state_dict`` is asked for at the start of each step, so it is to say how things are
-        when that step is done; it may hold numbers, strings, lists, dicts and NumPy arrays, and
-        what it holds must not change until the next step. Call it after ``register``, with the same
-        name in the resumed run: then ``load_state_dict`` takes the state over, at once.
+        Its ``state_dict`` is asked for here and at the start of each step, so it is to say how
+        things are when that step is done; it may hold numbers, strings, lists, dicts and NumPy
+        arrays, and what it holds must not change until the next step. Call it right
+        after ``register``, with the same name in the resumed run: then ``load_state_dict`` takes
+        the state over, at once.
 
         Returns whether it did. It does not where there is no checkpoint, where that has no such
         name, and where the run had another number of workers: see ``resumed`` then.
         """
-        self._live()
+        marking = self._live().marking
         if name in self._kept:
             raise ConfigError(f"keep() was called twice for {name!r}")
         state = None if self._resuming is None else self._resuming.kept(self.rank, name)
         if state is not None:
             part.load_state_dict(state)
         self._kept[name] = part
+        if marking.wanted:  # a checkpoint may come before the first step
+            marking.kept = marking.next = {**marking.kept, name: part.state_dict()}
         return state is not None
 
     def step(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
@@ -370,7 +377,7 @@ class Worker:
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")
         exchange.mark_if_due()
         if exchange.marking.wanted:
-            exchange.marking.kept = {k: part.state_dict() for k, part in self._kept.items()}
+            exchange.marking.next = {k: part.state_dict() for k, part in self._kept.items()}
         if grads is not None:
             if exchange.is_open:
                 raise ProtocolError(

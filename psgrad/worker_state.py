@@ -89,6 +89,8 @@ def _pack(value: Any, n: int, rows: dict[str, Float32], name: str) -> Any:
 
 def _packed(array: NDArray[Any], n: int, rows: dict[str, Float32], name: str) -> dict[str, Any]:
     if array.dtype == np.float32 and array.shape == (n,) and array.flags.c_contiguous:
+        if name in rows:
+            raise CheckpointError(f"a state has two vectors with the name {name!r}; rename one")
         rows[name] = array
         return {ARRAY: ROW}
     if array.dtype.name not in DTYPES:
@@ -102,6 +104,8 @@ def _array(record: Mapping[str, Any]) -> Any:
         dtype, shape = record[ARRAY], tuple(record["shape"])
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}")
+        if not all(type(d) is int and d >= 0 for d in shape):
+            raise ValueError(f"shape {list(shape)}")
         data = base64.b64decode(record["data"], validate=True)
         array = np.frombuffer(data, dtype).reshape(shape).copy()
     except (KeyError, TypeError, ValueError, binascii.Error) as error:

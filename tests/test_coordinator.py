@@ -76,7 +76,9 @@ def test_who_is_done_is_not_waited_for():
 def test_the_last_one_to_finish_completes_a_rendezvous():
     coordinator = Coordinator.of(range(2))
     coordinator.meet(0, 1, part(x=1.0))
-    assert coordinator.finish(1) == [Outcome(0, 1, {"mean": {"x": 1.0}, "running": [0], "lost": {}})]
+    assert coordinator.finish(1) == [
+        Outcome(0, 1, {"mean": {"x": 1.0}, "running": [0], "lost": {}})
+    ]
     assert coordinator.finish(0) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +18,7 @@ from psgrad import shard as shard_module
 from psgrad.errors import ConfigError, PsgradError
 from psgrad.invariants import CheckedShard, InvariantError
 from psgrad.rehearsal import run
-from psgrad.scenario import CODECS, PULL_CODECS, Scenario, change, command
+from psgrad.scenario import CHECKPOINTS, CODECS, PULL_CODECS, Scenario, change, command
 from psgrad.shard import Shard
 from psgrad.transport.carrier import AliasingError
 from psgrad.transport.clockwork import RankError, StallError
@@ -62,6 +63,118 @@ NAMED = {
         bandwidth=1e6,
         jitter=0.5,
     ),
+    "two cuts are complete at once": Scenario(
+        2316,
+        workers=6,
+        servers=3,
+        steps=5,
+        uneven=3,
+        sizes=(16,),
+        window=1,
+        codec="randk:0.2",
+        pull_codec="sign",
+        zstd="on",
+        hosts=2,
+        pushes=0.6,
+        overlaps=0.5,
+        pace="pareto:mean=0.001,alpha=1.2",
+        latency_s=1e-05,
+        delays=0.1,
+        checkpoints="1",
+        then_workers=2,
+    ),
+    "a cut through an open round": Scenario(
+        381,
+        servers=3,
+        steps=8,
+        sizes=(16,),
+        chunk_bytes=128,
+        codec="topk:0.2,select=threshold",
+        zstd="on",
+        hosts=2,
+        optimizer="adam",
+        pushes=0.3,
+        pace="constant:seconds=0.001;slow:worker=0,factor=7",
+        bandwidth=math.inf,
+        jitter=20.0,
+        checkpoints="0.002s",
+        then_workers=3,
+        then_servers=1,
+    ),
+    "rows of the next marker": Scenario(
+        306,
+        servers=2,
+        steps=5,
+        sizes=(5, 40, 40),
+        pull_codec="sign",
+        hosts=2,
+        optimizer="momentum",
+        skips=0.1,
+        overlaps=1.0,
+        pace="exponential:mean=0.001;slow:factor=10,start=2,stop=4",
+        latency_s=0.0,
+        bandwidth=1000000.0,
+        jitter=0.5,
+        duplicates=0.1,
+        drops=0.05,
+        checkpoints="1",
+        then_servers=3,
+    ),
+    "rows that are of no cut": Scenario(
+        185,
+        workers=6,
+        servers=3,
+        steps=2,
+        uneven=1,
+        sizes=(16, 1),
+        chunk_bytes=128,
+        codec="randk:0.2",
+        zstd="auto",
+        optimizer="momentum",
+        pushes=0.3,
+        pace="exponential:mean=0.001",
+        latency_s=0.0,
+        jitter=0.5,
+        checkpoints="1",
+        then_workers=3,
+    ),
+    "a cut before the first step": Scenario(
+        33,
+        servers=2,
+        bound=None,
+        steps=2,
+        uneven=1,
+        sizes=(90, 1, 40),
+        chunk_bytes=128,
+        window=2,
+        codec="adaptive",
+        pull_codec="fp16",
+        hosts=2,
+        optimizer="momentum",
+        pace="pareto:mean=0.001,alpha=1.2",
+        jitter=20.0,
+        delays=0.1,
+        drops=0.05,
+        checkpoints="0.01s",
+    ),
+    "a cut while a step is settled": Scenario(
+        67,
+        workers=1,
+        servers=3,
+        bound=None,
+        steps=3,
+        uneven=3,
+        sizes=(40, 90),
+        window=1,
+        overlaps=1.0,
+        pace="pareto:mean=0.001,alpha=1.2",
+        latency_s=0.001,
+        bandwidth=math.inf,
+        partition=True,
+        checkpoints="0.002s",
+        then_workers=2,
+        then_servers=3,
+    ),
 }
 
 
@@ -93,12 +206,17 @@ def test_the_seeds_reach_everything():
     for name, choices in {
         "bound": (0, 1, 3, None), "codec": CODECS, "pull_codec": PULL_CODECS, "window": (1, 2, 8),
         "servers": (1, 2, 3), "workers": (1, 2, 3, 4, 6), "partition": (False, True),
-        "hosts": (0, 1, 2), "feedback": ("auto", "none", "dgc", "ef21", "ef"),
+        "hosts": (0, 1, 2), "checkpoints": ("", *CHECKPOINTS), "then_workers": (0, 1, 2, 3, 5),
+        "then_servers": (0, 1, 2, 3), "feedback": ("auto", "none", "dgc", "ef21", "ef"),
     }.items():  # fmt: skip
         counts = {choice: sum(getattr(s, name) == choice for s in drawn) for choice in choices}
         assert min(counts.values()) >= 50, (name, counts)
-    compared = [run(s).compared for s in drawn[:60]]
-    assert {what for done in compared for what in done} == {"workers", "twin", "mass"}
+    compared = [run(s).compared for s in drawn[:150]]
+    going_on = " of a run that goes on"
+    assert {what for done in compared for what in done} == {
+        "workers", "twin", "mass", "no checkpoints", "resumed", "workers" + going_on,
+        "mass" + going_on,
+    }  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -115,6 +233,9 @@ def test_the_seeds_reach_everything():
     codec=st.sampled_from(CODECS),
     hosts=st.integers(0, 2),
     pull_codec=st.sampled_from(PULL_CODECS),
+    checkpoints=st.sampled_from(["", "1", "2", "0.002s"]),
+    then_workers=st.integers(0, 4),
+    then_servers=st.integers(0, 3),
     shares=st.tuples(*[st.sampled_from([0.0, 0.2])] * 5),
 )
 def test_any_schedule(seed, sizes, shares, **fields):

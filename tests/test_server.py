@@ -293,7 +293,11 @@ def test_a_rendezvous_on_the_coordinator():
     desk.tell(0, Kind.FINISH)
     assert desk.serve() == [(Kind.MET, 1)]
     assert desk.transport.sent[0].sequence == 1
-    assert json.loads(desk.transport.payloads[0]) == {"mean": {"x": 2.0}, "running": [1], "lost": {}}
+    assert json.loads(desk.transport.payloads[0]) == {
+        "mean": {"x": 2.0},
+        "running": [1],
+        "lost": {},
+    }
 
 
 def test_only_the_coordinator_takes_a_rendezvous():

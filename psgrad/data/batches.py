@@ -47,6 +47,11 @@ class Batches(Iterator[tuple[int, IndexArray]]):
         """The epoch of the next batch."""
         return self._epoch
 
+    @property
+    def last_begun(self) -> int:
+        """The last epoch of which something was given, here or by whom this was taken over from."""
+        return max([self._epoch, *self._leftovers])
+
     def groups(self, size: int) -> Iterator[tuple[int, list[IndexArray]]]:
         """(epoch, up to ``size`` batches), which never span two epochs."""
         group: list[IndexArray] = []

@@ -1,0 +1,196 @@
+"""The training that schedules are rehearsed with: each worker is pulled to a target of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psgrad import pace
+from psgrad.checkpoint import InlineWriter
+from psgrad.invariants import InvariantError
+from psgrad.layout import Float32
+from psgrad.scenario import Scenario
+from psgrad.session import Session
+from psgrad.shard import Shard
+from psgrad.transport.simulated import SimulatedTransport, Simulation
+from psgrad.transport.trace import Sink
+from psgrad.worker import Worker
+
+ALL: Final = 1 << 20  # checkpoints stay
+
+
+@dataclass
+class Told:
+    """What a worker's program says at the end.
+
+    ``pushed`` is the sum of its gradients, float64[n], behind each clock, the first one's first;
+    ``done`` how many steps it had done there.
+    """
+
+    params: Float32
+    updates: int
+    clocks: list[int]
+    done: list[int]
+    pushed: list[NDArray[np.float64]]
+
+    def at(self, clock: int | None) -> tuple[int, NDArray[np.float64]]:
+        """The steps done and the sum of gradients pushed at ``clock``; None: at the end."""
+        if clock is None or clock > self.clocks[-1]:  # what is behind is a residual
+            return self.done[-1], self.pushed[-1]
+        where = self.clocks.index(clock)
+        return self.done[where], self.pushed[where]
+
+
+@dataclass
+class Played:
+    """What a run of the toy came to."""
+
+    told: list[Told]
+    seconds: float  # virtual
+    messages: int
+    warnings: list[str] = field(default_factory=list)
+
+
+class Place:
+    """Where a worker is in its steps; a part of its checkpoints, with a vector that shows whose."""
+
+    def __init__(self, worker: int, size: int) -> None:
+        self.step = 0
+        self._worker = worker
+        self._size = size
+
+    def state_dict(self) -> dict[str, Any]:
+        """A number, a vector over all parameters, and what JSON has no word for."""
+        return {"step": self.step, "whose": self._vector(self.step), "never": math.nan}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ``InvariantError`` for what is not of this worker and that step."""
+        self.step = state["step"]
+        whose = state["whose"]
+        # Who had left when the checkpoint was made has no vectors in it.
+        if whose is not None and whose.tobytes() != self._vector(self.step).tobytes():
+            raise InvariantError(f"worker {self._worker} goes on with a vector that is not its own")
+        if not math.isnan(state["never"]):
+            raise InvariantError(f"NaN came back as {state['never']}")
+
+    def _vector(self, step: int) -> Float32:
+        return np.full(self._size, 100 * self._worker + step, np.float32)
+
+
+def play(
+    scenario: Scenario,
+    shard: type[Shard],
+    *,
+    trace: Sink | None = None,
+    checkpoints: Path | None = None,
+    resume: Path | None = None,
+) -> Played:
+    """Runs the toy in the simulator; raises whatever ends the simulation."""
+    simulation = Simulation(
+        scenario.size,
+        scenario.network,
+        scenario.faults,
+        scenario.seed,
+        trace=trace or False,
+        hosts=scenario.machines,
+    )
+    warnings: list[str] = []
+
+    def program(transport: SimulatedTransport) -> Told | None:
+        with Session(
+            transport=transport,
+            shard=shard,
+            report=lambda _: None,
+            warn=warnings.append,
+            writer=InlineWriter,
+        ) as session:
+            return session.run(
+                lambda worker: _train(scenario, worker),
+                servers=scenario.servers,
+                staleness=scenario.bound,
+                optimizer=scenario.rule,
+                clip_norm=scenario.clip_norm,
+                chunk_bytes=scenario.chunk_bytes,
+                window=scenario.window,
+                codec=scenario.codec,
+                pull_codec=scenario.pull_codec,
+                feedback=scenario.feedback,
+                zstd=scenario.zstd,
+                seed=scenario.seed % (1 << 32),
+                checkpoint_dir="" if checkpoints is None else str(checkpoints),
+                checkpoint_every="" if checkpoints is None else scenario.checkpoints,
+                checkpoint_keep=ALL,
+                resume="" if resume is None else str(resume),
+            )
+
+    told = [value for value in simulation.run(program) if value is not None]
+    return Played(told, simulation.now_s, simulation.messages, warnings)
+
+
+def _train(scenario: Scenario, worker: Worker) -> Told:
+    """The main of a worker."""
+    params = worker.register(scenario.arrays())
+    names = list(params)
+    place = Place(worker.rank, sum(scenario.sizes))
+    worker.keep("place", place)
+    compute = pace.parse(scenario.pace, scenario.seed % (1 << 32))
+    told = Told(
+        np.zeros(0, np.float32), 0, [worker.clock], [place.step], [np.zeros(sum(scenario.sizes))]
+    )
+    for step in range(place.step + 1, scenario.steps_of(worker.rank) + 1):
+        flat = np.concatenate([params[name] for name in names])
+        worker.sleep(compute.seconds(worker.rank, step))
+        if flat.tobytes() != b"".join(params[name].tobytes() for name in names):
+            raise InvariantError(f"parameters of worker {worker.rank} changed while it computed")
+        place.step = step
+        grad = scenario.gradient(worker.rank, step, flat)
+        grads = dict(zip(names, np.split(grad, np.cumsum(scenario.sizes)[:-1]), strict=True))
+        _push(scenario, worker, step, grads)
+        told.clocks.append(worker.clock)
+        told.done.append(step)
+        told.pushed.append(told.pushed[-1].copy())
+        if np.isfinite(grad).all():
+            norm = float(np.linalg.norm(grad.astype(np.float64)))
+            clip = min(1.0, (scenario.clip_norm or math.inf) / norm if norm else 1.0)
+            told.pushed[-1] += grad * clip
+        if scenario.bound is not None and worker.staleness > scenario.bound:
+            raise InvariantError(f"worker {worker.rank} saw a staleness of {worker.staleness}")
+    worker.leave()
+    worker.barrier()
+    worker.pull(dense=True)
+    told.updates = worker.updates
+    worker.barrier()
+    told.params = np.concatenate([params[name] for name in names])
+    return told
+
+
+def _push(scenario: Scenario, worker: Worker, step: int, grads: Mapping[str, Float32]) -> None:
+    weight = scenario.weight(worker.rank, step)
+    if scenario.is_push(worker.rank, step):
+        worker.push(grads, weight)
+    elif scenario.is_overlapped(worker.rank, step):
+        _overlapped(worker, scenario.order(worker.rank, step), grads, weight)
+    else:
+        worker.step(grads, weight)
+
+
+def _overlapped(
+    worker: Worker, order: Sequence[str], grads: Mapping[str, Float32], weight: float
+) -> None:
+    """A step that leaves layer by layer, in ``order``."""
+    for name, grad in grads.items():
+        worker.grads[name] = grad
+    for name in order:
+        worker.ready(name)
+        worker.sleep(1e-4)
+    worker.step_async(weight=weight)
+    worker.sleep(1e-4)
+    for name in reversed(order):
+        worker.wait(name)
+    worker.wait()
