@@ -8,6 +8,7 @@
         model.safetensors    the parameters, by name
         summary.json         accuracy, time, bytes, staleness, ...
         logs/                one file a rank, by role and rank
+        checkpoints/         with --checkpoint-every: what --resume goes on from
         records/             with --record, one file a rank: what psgrad replay needs
 """
 
