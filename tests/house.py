@@ -52,7 +52,7 @@ HOUSE = (
     Row(6, "bench causes compute faults launch leftovers progress runfolder scenario stops"),
     Row(6, "rehearsal summary"),
     Row(6, "jobs trainer"),
-    Row(6, "relaunch train"),
+    Row(6, "chaos relaunch train"),
     Row(6, "replay simulate"),
     Row(6, "scale"),
     Row(7, "arguments"),
