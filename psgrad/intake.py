@@ -86,7 +86,7 @@ class Intake:
         if header.run != self._run:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
         if self._roles.is_server(peer):
-            if header.kind not in (Kind.WRITTEN, Kind.EVICTED):
+            if header.kind not in (Kind.WRITTEN, Kind.EVICTED, Kind.FINISH):
                 raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
             return
         worker = self._roles.worker_of(peer)

@@ -128,7 +128,8 @@ class MpiTransport:
         self._subgroups: list[MPI.Comm] = []
         self._tolerant = False
         self._lost: set[int] = set()
-        self._kept: list[_Link] = []  # of peers that are gone: MPI may still know their memory
+        # Of peers that are gone: MPI may still know their memory, and a frozen one may still read.
+        self._kept: list[_Link | _Sent] = []
 
     @property
     def rank(self) -> int:
@@ -232,10 +233,8 @@ class MpiTransport:
         self._tolerant = True
 
     def drop(self, peer: int) -> None:
-        self._lost.add(peer)
-        self._kept += [link for link in self._links if link.peer == peer]
-        self._links = [link for link in self._links if link.peer != peer]
-        self._sending = deque(sent for sent in self._sending if sent.peer != peer)
+        self._unlink(peer)
+        self._ready = deque(message for message in self._ready if message[0] != peer)
 
     def leave(self, status: int) -> None:
         _end_at_once(status)
@@ -334,8 +333,16 @@ class MpiTransport:
                 link.arriving.popleft()
                 self._ready.append((link.peer, header))
         for link in [link for link in self._links if link.lost]:
-            self.drop(link.peer)
+            self._unlink(link.peer)
             self._ready.append((link.peer, Header(Kind.LOST)))
+
+    def _unlink(self, peer: int) -> None:
+        """Nothing more will come of ``peer`` than what is ready."""
+        self._lost.add(peer)
+        self._kept += [link for link in self._links if link.peer == peer]
+        self._kept += [sent for sent in self._sending if sent.peer == peer]
+        self._links = [link for link in self._links if link.peer != peer]
+        self._sending = deque(sent for sent in self._sending if sent.peer != peer)
 
     def _forget_sent(self) -> None:
         while self._sending and self._sending[0].done():

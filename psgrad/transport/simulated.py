@@ -142,6 +142,9 @@ class Simulation:
         value = program(transport)
         self._clock.check(rank)
         self._carrier.note(rank, "end")
+        end = self._carrier.ends[rank.index]
+        if end.tolerant:  # nobody can tell a process that ends from one that dies
+            self._carrier.tell_lost(end)
         return value
 
     def _kill(self, end: End) -> None:
@@ -274,6 +277,7 @@ class SimulatedTransport:
         end.hears.discard(peer)
         end.lost.add(peer)
         end.inbox = deque(m for m in end.inbox if m.line.source != peer)
+        self._ready = deque(message for message in self._ready if message[0] != peer)
 
     def leave(self, status: int) -> None:
         self._carrier.note(self._rank, "kill")
