@@ -37,10 +37,16 @@ class _Open:
 
     cut: Cut
     workers: dict[str, Any]
+    incomplete: set[int] = field(default_factory=set)  # workers that not all files have
     files: list[FileRecord] = field(default_factory=list)
     chunks: dict[str, Any] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     missing: int = 0
+
+    @property
+    def clocks(self) -> dict[int, int]:
+        """Of the workers whose markers have come to every server: one may have died in between."""
+        return {w: clock for w, clock in self.cut.clocks.items() if w not in self.incomplete}
 
 
 class Committing:
@@ -95,6 +101,11 @@ class Committing:
         self._plan.left(worker)
         self._left[worker] = record
 
+    def lose(self, worker: int) -> None:
+        """A worker has died: it is in no cut to come."""
+        self._plan.left(worker)
+        self._marked.pop(worker, None)
+
     def opened(self, cut: Cut) -> None:
         """All markers have come: every server writes its part from now on."""
         self._plan.number = max(self._plan.number, cut.number)
@@ -116,6 +127,7 @@ class Committing:
         if report["error"] is None:
             part.files.append(FileRecord(**report["file"]))
             part.chunks.update(report["chunks"])
+            part.incomplete |= part.cut.clocks.keys() - set(report["workers"])
         else:
             part.errors.append(report["error"])
         if not part.missing:
@@ -134,8 +146,10 @@ class Committing:
     def _commit(self, part: _Open) -> dict[str, Any]:
         """In the writer's thread."""
         number, problem = part.cut.number, part.errors[0] if part.errors else None
+        if problem is None and not part.clocks:
+            problem = "the workers that it is of have died"
         if problem is None:
-            clocks = {str(worker): clock for worker, clock in part.cut.clocks.items()}
+            clocks = {str(worker): clock for worker, clock in part.clocks.items()}
             state = {
                 **self._about, "clocks": clocks, "worker_states": part.workers,
                 "chunks": part.chunks,

@@ -68,6 +68,7 @@ def written(payload: Any) -> dict[str, Any]:
         error=TEXT,
         file=(dict, nothing),
         chunks=(dict,),
+        workers=(list,),
     )
 
 

@@ -113,6 +113,10 @@ class Marks:
             raise ProtocolError(f"workers mark different checkpoints: {sorted(numbers)}")
         return Cut(numbers.pop(), {worker: clock for worker, (_, clock) in sorted(first.items())})
 
+    def drop(self, worker: int) -> None:
+        """``worker`` is gone: it is in no cut to come."""
+        self._of.pop(worker, None)
+
     def use_up(self) -> None:
         """The complete cut has been made."""
         for worker, queue in list(self._of.items()):

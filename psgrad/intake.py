@@ -19,7 +19,9 @@ from psgrad.roles import Roles
 from psgrad.transport import Buffer
 
 PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
-SERVERS_KINDS: Final = frozenset({Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT})
+SERVERS_KINDS: Final = frozenset(
+    {Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.FINISH}
+)
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
 
 

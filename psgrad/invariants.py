@@ -83,13 +83,15 @@ class Referee:
         return self.settle(now)
 
     def lose(self, worker: int) -> Counter[Due]:
-        """A worker is gone: what of it is not accepted never will be, and is given back."""
-        late = [h for h in self.waiting if h.worker == worker and h.kind is not Kind.PULL]
+        """A worker is gone: what of it is not accepted never will be; all is given back."""
+        mine = [h for h in self.waiting if h.worker == worker and h.kind is not Kind.PULL]
         here = self.accepted.get(worker, 0)
-        for header in late:
+        back = []
+        for header in mine:
             if self.committed < header.clock <= here:
-                self._limbo[worker] = header
-        back = [Due(Kind.ACK, worker, h.clock) for h in late if h.clock > here]
+                self._limbo[worker] = header  # in the open round
+            else:
+                back.append(Due(Kind.ACK, worker, header.clock))
         self.waiting = [h for h in self.waiting if h.worker != worker]
         self._filled = {(w, c) for w, c in self._filled if w != worker or c <= here}
         self.delivered[worker] = here
@@ -217,6 +219,8 @@ class CheckedShard(Shard):
         )
 
     def drop(self, worker: int) -> list[Reply]:
+        self._marked.pop(worker, None)
+        self._hold()
         return self._checked(
             f"the loss of worker {worker}",
             list(self.chunks),

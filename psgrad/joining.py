@@ -12,7 +12,7 @@ from psgrad.exchange import Exchange
 from psgrad.layout import Layout
 from psgrad.links import ServerLinks
 from psgrad.marking import Position
-from psgrad.messages import NO_RATE, Header, Kind, Verdict, encode_json
+from psgrad.messages import NO_RATE, Flag, Header, Kind, Verdict, encode_json
 from psgrad.options import Options
 from psgrad.push_encoder import PushEncoder
 from psgrad.record import Recorder
@@ -51,7 +51,7 @@ class Joining:
             record: dict[str, Any] = {"layout": asdict(layout)}
         except (ConfigError, LayoutError) as problem:
             record = {"problem": str(problem)}
-        handle = None
+        handle, mine = None, set()
         for header, payload in self._links.ask_all(
             Header(Kind.REGISTER), Kind.REGISTERED, encode_json(record)
         ):
@@ -66,6 +66,8 @@ class Joining:
             )
             if header.verdict is Verdict.REFUSED:
                 raise alike(LayoutError(answer["error"] or ""), answer["first"], self._worker)
+            if answer["first"] == self._worker:
+                mine.add(answer["server"])
             if self._roles.same_node(answer["server"], self._transport.rank):
                 handle = answer["params"] or handle
         self.notice = answer["notice"]
@@ -75,11 +77,19 @@ class Joining:
         self._links.receive_params_into(state.params_of, state.take_shared)
         if self._resuming is not None:
             self._resume(exchange, self._resuming)
-        elif self._worker == answer["first"]:
-            initial = state.flattened(arrays)
-            for chunk in state.chunks:
+            return exchange
+        initial = state.flattened(arrays) if mine else None
+        for chunk in state.chunks:
+            if initial is not None and state.owner[chunk.index] in mine:
                 exchange.send(Kind.INIT, chunk, initial[chunk.start : chunk.stop])
-            self._links.await_answers()
+
+        def give(index: int) -> None:
+            chunk = state.chunks[index]
+            values = state.flattened(arrays)[chunk.start : chunk.stop]
+            exchange.send(Kind.INIT, chunk, values, flags=Flag.QUIET)
+
+        self._links.give_first_values(give)
+        self._links.await_answers()
         return exchange
 
     def _resume(self, exchange: Exchange, resuming: Resuming) -> None:

@@ -42,6 +42,10 @@ class Leases:
                 steps.append((now_s - when_s) / (clock - last))
             self._stepped[worker] = clock, now_s
 
+    def renew(self, now_s: float) -> None:
+        """Nobody could be heard until now: all leases begin again."""
+        self._heard_s = dict.fromkeys(self._heard_s, now_s)
+
     def limit_s(self, worker: int) -> float:
         """How long this worker may be silent."""
         steps = self._steps_s.get(worker)

@@ -79,6 +79,9 @@ class ServerLinks:
         self._inbox: deque[tuple[Header, bytes]] = deque()
         self._params_of: Callable[[int], Float32] | None = None
         self._take_shared: Callable[[int], int] | None = None
+        self._first_values: Callable[[int], None] | None = None
+        self._wanted: list[int] = []  # chunks of which a server wants them, of this worker
+        self._parting: set[int] | None = None  # servers that do not know yet that this worker ends
         self._recorder = recorder
         self._numbering = Numbering()
         self._held: dict[int, int] = {}  # chunk -> version of the reference that lies in its memory
@@ -93,6 +96,23 @@ class ServerLinks:
         0 where it could not: then they are asked for by message.
         """
         self._params_of, self._take_shared = params_of, take_shared
+
+    def give_first_values(self, give: Callable[[int], None] | None) -> None:
+        """``give(chunk)`` sends the first values of a chunk, whose giver has died; None: all have
+        them."""
+        self._first_values = give
+        while give is not None and self._wanted:
+            give(self._wanted.pop())
+
+    def part(self) -> None:
+        """Tells every server that this worker's main has returned, and waits until they know.
+
+        One that is gone need not know.
+        """
+        self._parting = set(self._servers)
+        self.tell_all(Header(Kind.FINISH))
+        while self._parting:
+            self._take_one()
 
     def request(self, server: int, header: Header, payload: Buffer | None = None) -> None:
         """Sends a message about a chunk, when the window has room for it."""
@@ -196,6 +216,9 @@ class ServerLinks:
             self.tell(0, Header(Kind.ALIVE))  # who waits is not dead
             message = self._transport.receive(self._place, beat_s)
         server, header = message
+        if header.kind is Kind.LOST and self._parting is not None:
+            self._parting.discard(server)
+            return True
         if header.kind is Kind.LOST:
             raise RankLostError(
                 f"rank {server} ({self._roles.name(server)}, {self._roles.host(server)}) is gone, "
@@ -224,6 +247,11 @@ class ServerLinks:
                 f"worker {self._worker} was silent for longer than its lease and is shut out; call "
                 "worker.alive() in long computations, or give it a longer lease"
             )
+        elif header.kind is Kind.LEFT and self._parting is not None:
+            self._parting.discard(server)
+        elif header.kind is Kind.INIT:
+            self._wanted.append(header.chunk)
+            self.give_first_values(self._first_values)
         elif header.kind is Kind.CUT:
             self.markers.announced = Announcement(header.sequence, header.clock)
         elif header.kind is Kind.RECEIVED:

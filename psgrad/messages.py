@@ -59,7 +59,7 @@ class Kind(enum.IntEnum):
 
     REGISTER = 1  # payload: the worker's layout
     REGISTERED = 2  # payload: who sends the first values, or why the registration is refused
-    INIT = 3  # payload: a chunk's first values
+    INIT = 3  # payload: a chunk's first values; from a server, that it wants them of this worker
     PUSH = 4  # payload: a gradient chunk; acknowledged by ACK
     PULL = 5  # answered by PARAMS
     STEP = 6  # a push and the pull that it makes due; answered by PARAMS
@@ -71,7 +71,8 @@ class Kind(enum.IntEnum):
     MET = 12  # payload: its result
     STATS = 13
     STATS_ARE = 14  # payload: the server's counters
-    FINISH = 15  # the worker's main has returned; not answered
+    FINISH = 15  # a worker's main has returned; where ranks may die, answered by LEFT. From a
+    # server to another: for this one all workers are done, or gone
     SHARE = 16  # payload: where a worker's memory is, for a server of its node
     SHARED = 17  # payload: whether the server reads it
     SETTLE = 18  # the end of an open step; payload: by how much it is clipped, if it is
@@ -110,7 +111,7 @@ class Flag:
     DENSE: Final = 2  # in a PULL or STEP: answer with float32 whatever the pull codec
     HELD: Final = 4  # in a request, the worker holds the reference of ``version``; in a reply, it
     # does now
-    QUIET: Final = 16  # in a push: no answer is wanted
+    QUIET: Final = 16  # in an INIT or a push: no answer is wanted
     SHARED: Final = 8  # there is no payload: it lies in memory that both ranks have
     BY_MESSAGE: Final = 64  # in a PULL: with a payload, even where memory is shared
     OPEN: Final = 32  # in a STEP: not before the SETTLE of its step; answered by RECEIVED as well

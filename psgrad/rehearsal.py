@@ -5,19 +5,21 @@ After every message is checked what must hold (``invariants``), and at the end
 - that every worker pulls the same parameters;
 - in sync mode without codecs, that they are those of a plain loop over whole arrays, bit for bit;
 - with plain SGD where nothing may be lost, that the sum of all updates is that of all gradients;
-- with checkpoints, that they change nothing and that a run goes on from them (``interruption``).
+- with checkpoints, that they change nothing and that a run goes on from them (``interruption``);
+- where workers die, that the others go on and nothing is lost or applied twice (``survival``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad import guard, interruption
+from psgrad import guard, interruption, survival
+from psgrad.checkpoint import Checkpoint, found
 from psgrad.codecs.feedback import NOT_FED_BACK
 from psgrad.invariants import CheckedShard, InvariantError
 from psgrad.layout import Float32, Layout
@@ -46,12 +48,13 @@ def run(
     Raises ``InvariantError``, or whatever ended the simulation: ``RankError`` with an
     ``InvariantError`` of a server behind it, ``StallError``, ``AliasingError``.
     """
+    if scenario.has_losses:
+        return _run_with_losses(scenario, shard, trace)
     nothing = np.zeros(sum(scenario.sizes))
     if not scenario.checkpoints:
         played = play(scenario, shard, trace=trace)
         return _outcome(played, _compare(scenario, played, nothing, twin=True))
-    memory = Path("/dev/shm")  # where it is there, a file that is to reach the disk costs nothing
-    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as made:
+    with _folder() as made:
         folder = Path(made)
         played = play(scenario, shard, trace=trace, checkpoints=folder / "0")
         compared = _compare(scenario, played, nothing, twin=True)
@@ -62,6 +65,29 @@ def run(
             f"{what} of a run that goes on"
             for what in _compare(each.scenario, each.played, each.before, twin=False)
         ]
+    return _outcome(played, compared)
+
+
+def _folder() -> TemporaryDirectory[str]:
+    memory = Path("/dev/shm")  # where it is there, a file that is to reach the disk costs nothing
+    return TemporaryDirectory(dir=memory if memory.is_dir() else None)
+
+
+def _run_with_losses(scenario: Scenario, shard: type[Shard], trace: Sink | None) -> Outcome:
+    with _folder() as made:
+        folder = Path(made) if scenario.checkpoints else None
+        played = play(scenario, shard, trace=trace, checkpoints=folder)
+        compared = survival.check(scenario, played.books, played.ends, played.warnings)
+        paths = [] if folder is None else found(folder)
+        for path in paths:
+            Checkpoint.open(path)
+        if folder is not None and paths:
+            path = paths[scenario.chosen(len(paths))]
+            calm = replace(scenario.resumed(), deaths=(), death_s=0.0, lease_s=0.0, freeze=0)
+            going_on = play(calm, shard, checkpoints=folder / "1", resume=path)
+            if len({told.params.tobytes() for told in going_on.told}) > 1:
+                raise InvariantError(f"workers that go on from {path.name} end differently")
+            compared.append("resumed after losses")
     return _outcome(played, compared)
 
 

@@ -65,6 +65,11 @@ class ServerSaving:
             raise ProtocolError(f"worker {worker} sent rows {sorted(came)}, named are {rows}")
         self._marked[worker].append((rows, came))
 
+    def forget(self, worker: int) -> None:
+        """``worker`` is gone: it is in no checkpoint to come."""
+        self._rows.pop(worker, None)
+        self._marked.pop(worker, None)
+
     def copy(
         self, shard: Shard, cut: Cut, now: Callable[[], float], problem: str | None = None
     ) -> None:
@@ -90,7 +95,7 @@ class ServerSaving:
             for (chunk, row), values in mine.items():
                 tensors[f"chunk/{chunk}/worker/{worker}/{names[row]}"] = values
         self.saved.checkpoint_copy_s = max(self.saved.checkpoint_copy_s, now() - start_s)
-        self._writer.submit(lambda: self._write(cut.number, tensors, chunks))
+        self._writer.submit(lambda: self._write(cut, tensors, chunks))
 
     def reserve(self, shard: Shard) -> None:
         """Touches the memory of a snapshot, which the first one would have to wait for."""
@@ -116,18 +121,20 @@ class ServerSaving:
         return due if report is None else [*due, report]
 
     def _write(
-        self, number: int, tensors: Mapping[str, Float32], chunks: Mapping[str, Any]
+        self, cut: Cut, tensors: Mapping[str, Float32], chunks: Mapping[str, Any]
     ) -> dict[str, Any]:
         """In the writer's thread."""
         try:
-            record = self._store.write(number, self._file, tensors)
+            record = self._store.write(cut.number, self._file, tensors)
         except OSError as error:
-            return _report(number, f"{self._file}: {error.strerror or error}")
-        return {**_report(number, None), "file": asdict(record), "chunks": dict(chunks)}
+            return _report(cut.number, f"{self._file}: {error.strerror or error}")
+        workers = list(cut.clocks)
+        done = _report(cut.number, None)
+        return {**done, "file": asdict(record), "chunks": dict(chunks), "workers": workers}
 
 
 def _report(number: int, error: str | None) -> dict[str, Any]:
-    return {"number": number, "error": error, "file": None, "chunks": {}}
+    return {"number": number, "error": error, "file": None, "chunks": {}, "workers": []}
 
 
 class Checkpoints:
@@ -171,6 +178,13 @@ class Checkpoints:
                 self._committing.left(header.worker, said["state"])
         else:
             return []
+        return self.cut_if_complete(shard, now)
+
+    def lose(self, worker: int, shard: Shard, now: Callable[[], float]) -> list[Reply]:
+        """``worker`` is gone, and ``shard`` knows: the answers that are due by a cut."""
+        self._saving.forget(worker)
+        if self._committing is not None:
+            self._committing.lose(worker)
         return self.cut_if_complete(shard, now)
 
     def cut_if_complete(self, shard: Shard, now: Callable[[], float]) -> list[Reply]:

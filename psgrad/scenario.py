@@ -35,6 +35,7 @@ PACES: Final = (
 )  # fmt: skip
 CHECKPOINTS: Final = ("1", "2", "3", "0.002s", "0.01s")
 LEARNING_RATE: Final = 0.05
+LOSSES: Final = 1 << 64  # what is drawn of deaths has a stream of its own
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Scenario:
     is on how many machines the ranks are, in turn; 0: each on its own. ``checkpoints`` is when they
     are made; one of them is gone on from with ``then_workers`` and ``then_servers`` (0: as many as
     before).
+
+    In ssp and async mode workers may die: each of ``deaths`` is a number of transport calls after
+    which one does, and at ``death_s`` seconds two more die at once. With ``lease_s`` above 0, one
+    worker is frozen in its step ``freeze``, for far longer, and another one has a step as long in
+    which it says that it is alive.
     """
 
     seed: int
@@ -78,6 +84,10 @@ class Scenario:
     checkpoints: str = ""
     then_workers: int = 0
     then_servers: int = 0
+    deaths: tuple[int, ...] = ()
+    death_s: float = 0.0
+    lease_s: float = 0.0
+    freeze: int = 0
 
     @classmethod
     def of(cls, seed: int) -> Scenario:
@@ -111,7 +121,7 @@ class Scenario:
             drops=draw.among((0.0, 0.0, 0.05)),
             partition=draw.among((False, False, False, True)),
         )
-        return replace(
+        scenario = replace(
             scenario,
             feedback=draw.among(scenario.feedbacks()),
             # Each is several runs, so few seeds have them.
@@ -119,6 +129,7 @@ class Scenario:
             then_workers=draw.among((0, 0, 0, 1, 2, 3, 5)),
             then_servers=draw.among((0, 0, 1, 2, 3)),
         )
+        return replace(scenario, **_losses(scenario))
 
     def feedbacks(self) -> tuple[str, ...]:
         """What may be done with what the codec does not send."""
@@ -143,6 +154,11 @@ class Scenario:
         """The host of each rank; those of one share memory."""
         count = self.hosts or self.size
         return [f"node{rank % count}" for rank in range(self.size)]
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether workers may die or are shut out."""
+        return bool(self.deaths or self.death_s or self.freeze)
 
     @property
     def network(self) -> Network:
@@ -233,6 +249,25 @@ class _Draw:
         return choices[int(self._random.random() * len(choices))]
 
 
+def _losses(scenario: Scenario) -> dict[str, Any]:
+    """Fields that say which workers die, or none: drawn by themselves, so that others stay."""
+    draw = _Draw(LOSSES | scenario.seed)
+    if scenario.bound == 0 or scenario.workers == 1 or draw.among((True, False)):
+        return {}
+    most = scenario.workers - 1
+    calls = draw.among((8, 20, 60, 200, 400))
+    count = draw.among((0, 1, 1, 1, 2, most))
+    deaths = tuple(1 + draw.among(range(calls)) for _ in range(min(count, most)))
+    at_once = len(deaths) + 2 <= most and draw.among((True, False, False))
+    frozen = len(deaths) + 2 * at_once + 1 <= most and draw.among((True, False, False))
+    return {
+        "deaths": deaths,
+        "death_s": draw.among(range(1, 200)) * 1e-3 if at_once else 0.0,
+        "lease_s": 0.5 if frozen else 0.0,
+        "freeze": draw.among((1, 2, 3)) if frozen else 0,
+    }
+
+
 def describe(scenario: Scenario) -> str:
     """All fields in one line."""
     values = (f"{f.name}={_text(f.name, getattr(scenario, f.name))}" for f in fields(Scenario))
@@ -283,7 +318,7 @@ def _value(name: str, text: str, now: Any) -> Any:
     if isinstance(now, bool):
         return _flag(text)
     if isinstance(now, tuple):
-        return tuple(int(part) for part in text.split("/"))
+        return tuple(int(part) for part in text.split("/") if part)
     return type(now)(text)
 
 

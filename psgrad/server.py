@@ -81,6 +81,8 @@ class Server:
         self._finished = 0  # workers whose main has returned
         self._lost: set[int] = set()  # workers that are out of the run
         self._commits: Commits | None = None
+        self._ended: set[int] = set()  # servers for which all workers are done or gone
+        self._first = 0  # the worker that gives first values
         self._leases = Leases(options.lease)
         leads = options.fault_tolerant and transport.rank == 0
         self._beat_s = self._leases.beat_s if leads else None
@@ -117,18 +119,10 @@ class Server:
                 self._advance_checkpoints(saving)
             if self._beat_s is not None:
                 self._evict_silent(message)
-            if message is None:
-                continue
-            peer, header = message
-            if header.kind is Kind.LOST:
-                self._lose_rank(peer)
-                continue
-            new, payload = self._intake.take(peer, header)
-            if not new:
-                continue
-            if self._recorder is not None:
-                self._recorder.took(peer, header)
-            self._handle(header, payload)
+            if message is not None:
+                self._take(*message)
+        if self._options.fault_tolerant:
+            self._end_together()
         self._sharing.close()
         if self._shard is not None and (blocked := self._shard.blocked()):
             raise ProtocolError("the run ended with unanswered messages: " + "; ".join(blocked))
@@ -136,6 +130,43 @@ class Server:
             raise ProtocolError(f"the run ended with open steps of workers {self._open.workers}")
         if self._gradients.lent:
             raise ProtocolError(f"the run ended with {self._gradients.lent} buffers still in use")
+
+    def _take(self, peer: int, header: Header) -> None:
+        """A whole message of ``peer`` has come."""
+        if header.kind is Kind.LOST:
+            self._lose_rank(peer)
+            return
+        new, payload = self._intake.take(peer, header)
+        if not new:
+            return
+        if header.kind is Kind.FINISH and self._roles.is_server(peer):
+            self._ended.add(peer)
+            return
+        if self._recorder is not None:
+            self._recorder.took(peer, header)
+        self._handle(header, payload)
+
+    def _end_together(self) -> None:
+        """Waits until all workers are done or gone for each server.
+
+        They do not learn of a loss at one time, and for those that go on, a server that ends is one
+        that has died.
+        """
+        others = {rank for rank in self._roles.server_ranks if rank != self._transport.rank}
+        done = Header(Kind.FINISH, run=self._run)
+        if self._transport.rank != 0:
+            others = {0}
+            self._post(0, done, None)
+        while not others <= self._ended:
+            message = self._transport.receive(self._intake.place)
+            assert message is not None, "without a timeout one comes"
+            if message[1].kind is Kind.LOST and self._transport.rank != 0:
+                self._ended.add(message[0])
+            else:
+                self._take(*message)
+        if self._transport.rank == 0:
+            for server in sorted(others):
+                self._post(server, done, None)
 
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
@@ -297,6 +328,8 @@ class Server:
     def _lose_rank(self, rank: int) -> None:
         """The transport says that ``rank`` has died."""
         name = f"rank {rank} ({self._roles.name(rank)}, {self._roles.host(rank)})"
+        if rank in self._ended:
+            return
         if self._roles.is_server(rank):
             raise RankLostError(
                 f"{name} is gone, and its part of the parameters with it; go on from the newest "
@@ -317,13 +350,11 @@ class Server:
         # A server that did not get on itself has not been able to hear anybody.
         late, self._looked_s = now - self._looked_s, now
         if late > 2 * self._leases.beat_s:
+            self._leases.renew(now)
             return
         for worker, silent_s in self._leases.silent(self._running, now).items():
             rank = self._roles.rank_of(worker)
             self._send(worker, Header(Kind.FENCED, run=self._run, worker=worker))
-            for server in self._roles.server_ranks:
-                if server != self._transport.rank:
-                    self._post(server, Header(Kind.EVICTED, run=self._run, worker=worker), None)
             self._lose_worker(
                 worker,
                 f"rank {rank} (worker, {self._roles.host(rank)}) was silent for {silent_s:.1f} s "
@@ -344,20 +375,33 @@ class Server:
         self._sink.log(said)
         if self._coordinator is not None:
             self._warn(said)
+            for server in self._roles.server_ranks[1:]:
+                self._post(server, Header(Kind.EVICTED, run=self._run, worker=worker), None)
         self._registrations.pop(worker, None)
         clock = 0 if self._shard is None else self._shard.clock_of(worker)
         if self._shard is not None:
             for reply in self._shard.drop(worker):
                 self._reply(reply)
             if self._checkpoints is not None:
-                for reply in self._checkpoints.cut_if_complete(self._shard, self._transport.now):
+                for reply in self._checkpoints.lose(worker, self._shard, self._transport.now):
                     self._reply(reply)
+            if worker == self._first and self._running:
+                self._ask_for_first_values(self._shard)
             self._report_round(self._shard)
         if not self._running and not self._finished:
             raise RankLostError(f"{why}, and it was the last worker")
         self._register_if_all_came()
         if self._coordinator is not None:
             self._send_outcomes(self._coordinator.lose(worker, clock))
+        self._check_rendezvous()
+
+    def _ask_for_first_values(self, shard: Shard) -> None:
+        """The worker that was to give them is gone: the next one gives those that have not come."""
+        self._first = min(self._running)
+        want = Header(Kind.INIT, run=self._run, layout=self._digest, worker=self._first)
+        for index, state in shard.chunks.items():
+            if not state.ready:
+                self._send(self._first, want._replace(segment=state.chunk.segment, chunk=index))
 
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None and not reply.header.flags & Flag.SHARED:
@@ -397,6 +441,7 @@ class Server:
         if self._shard is not None or not came or not self._running <= set(came):
             return
         first, *others = sorted(came)
+        self._first = first
         problem, layout = differing(came), came[first]
         if problem is None and isinstance(layout, Layout):
             problem = self._open_shard(layout, [first, *others])
@@ -504,6 +549,8 @@ class Server:
     def _finish(self, worker: int) -> None:
         self._running.discard(worker)
         self._finished += 1
+        if self._options.fault_tolerant:
+            self._send(worker, Header(Kind.LEFT, run=self._run, worker=worker))
         self._registrations.pop(worker, None)
         self._sink.log(f"worker {worker} is done")
         self._register_if_all_came()

@@ -253,9 +253,9 @@ class Session:
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
         if chosen.compression.push or chosen.compression.pull:
             self._load_kernels(hosts)
+        comm = self.transport.subgroup(list(roles.worker_ranks))
         if chosen.fault_tolerant:
             self.transport.tolerate()
-        comm = self.transport.subgroup(list(roles.worker_ranks))
         try:
             if roles.is_server(self.rank):
                 log = sink or Silent()

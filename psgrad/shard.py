@@ -112,11 +112,18 @@ class Shard:
         """
         self._live.discard(worker)
         self._lost.add(worker)
+        self._marks.drop(worker)
         replies: list[Reply] = []
         for state in self.chunks.values():
             replies += [
                 self._answer(state, push.header, Kind.ACK, Verdict.LATE, push)
                 for push in state.parked.pop(worker, ())
+            ]
+            # A step that was applied and not answered gives its memory back, too.
+            replies += [
+                self._answer(state, pull.header, Kind.ACK, _verdict(pull.push), pull.push)
+                for pull in state.pulls
+                if pull.header.worker == worker and pull.push is not None
             ]
             state.pulls = [pull for pull in state.pulls if pull.header.worker != worker]
             state.leaving.discard(worker)

@@ -11,13 +11,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad import pace
+from psgrad import pace, survival
 from psgrad.checkpoint import InlineWriter
 from psgrad.invariants import InvariantError
 from psgrad.layout import Float32
 from psgrad.scenario import Scenario
 from psgrad.session import Session
 from psgrad.shard import Shard
+from psgrad.survival import LONG_S, SETTLED_S, Books, Fates
 from psgrad.transport.simulated import SimulatedTransport, Simulation
 from psgrad.transport.trace import Sink
 from psgrad.worker import Worker
@@ -55,6 +56,8 @@ class Played:
     seconds: float  # virtual
     messages: int
     warnings: list[str] = field(default_factory=list)
+    ends: dict[int, Float32] = field(default_factory=dict)  # by worker, of those that came there
+    books: Books = field(default_factory=Books)
 
 
 class Place:
@@ -92,26 +95,30 @@ def play(
     resume: Path | None = None,
 ) -> Played:
     """Runs the toy in the simulator; raises whatever ends the simulation."""
+    losses = scenario.has_losses
+    limits: dict[str, Any] = {"event_limit": survival.EVENTS} if losses else {}
     simulation = Simulation(
         scenario.size,
         scenario.network,
-        scenario.faults,
+        [*scenario.faults, *survival.kills(scenario)],
         scenario.seed,
         trace=trace or False,
         hosts=scenario.machines,
+        **limits,
     )
     warnings: list[str] = []
+    books = Books()
 
     def program(transport: SimulatedTransport) -> Told | None:
         with Session(
             transport=transport,
-            shard=shard,
+            shard=survival.booked(shard, books) if losses else shard,
             report=lambda _: None,
             warn=warnings.append,
             writer=InlineWriter,
         ) as session:
             return session.run(
-                lambda worker: _train(scenario, worker),
+                lambda worker: _train(scenario, worker, books),
                 servers=scenario.servers,
                 staleness=scenario.bound,
                 optimizer=scenario.rule,
@@ -123,17 +130,21 @@ def play(
                 feedback=scenario.feedback,
                 zstd=scenario.zstd,
                 seed=scenario.seed % (1 << 32),
+                fault_tolerant=losses,
+                lease=scenario.lease_s or 30.0,
                 checkpoint_dir="" if checkpoints is None else str(checkpoints),
                 checkpoint_every="" if checkpoints is None else scenario.checkpoints,
                 checkpoint_keep=ALL,
                 resume="" if resume is None else str(resume),
             )
 
-    told = [value for value in simulation.run(program) if value is not None]
-    return Played(told, simulation.now_s, simulation.messages, warnings)
+    said = simulation.run(program)[scenario.servers :]
+    told = [value for value in said if value is not None]
+    ends = {worker: value.params for worker, value in enumerate(said) if value is not None}
+    return Played(told, simulation.now_s, simulation.messages, warnings, ends, books)
 
 
-def _train(scenario: Scenario, worker: Worker) -> Told:
+def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
     """The main of a worker."""
     params = worker.register(scenario.arrays())
     names = list(params)
@@ -145,29 +156,57 @@ def _train(scenario: Scenario, worker: Worker) -> Told:
     )
     for step in range(place.step + 1, scenario.steps_of(worker.rank) + 1):
         flat = np.concatenate([params[name] for name in names])
-        worker.sleep(compute.seconds(worker.rank, step))
+        _compute(scenario, worker, step, compute.seconds(worker.rank, step), books)
         if flat.tobytes() != b"".join(params[name].tobytes() for name in names):
             raise InvariantError(f"parameters of worker {worker.rank} changed while it computed")
         place.step = step
         grad = scenario.gradient(worker.rank, step, flat)
         grads = dict(zip(names, np.split(grad, np.cumsum(scenario.sizes)[:-1]), strict=True))
-        _push(scenario, worker, step, grads)
-        told.clocks.append(worker.clock)
-        told.done.append(step)
-        told.pushed.append(told.pushed[-1].copy())
+        pushed = np.zeros(grad.size)
         if np.isfinite(grad).all():
             norm = float(np.linalg.norm(grad.astype(np.float64)))
             clip = min(1.0, (scenario.clip_norm or math.inf) / norm if norm else 1.0)
-            told.pushed[-1] += grad * clip
+            pushed += grad * clip
+        books.pushed[worker.rank, worker.clock + 1] = pushed
+        _push(scenario, worker, step, grads)
+        if not scenario.is_push(worker.rank, step):
+            books.answered[worker.rank] = worker.clock
+        told.clocks.append(worker.clock)
+        told.done.append(step)
+        told.pushed.append(told.pushed[-1] + pushed)
         if scenario.bound is not None and worker.staleness > scenario.bound:
             raise InvariantError(f"worker {worker.rank} saw a staleness of {worker.staleness}")
     worker.leave()
+    books.left[worker.rank] = worker.clock
     worker.barrier()
+    if scenario.has_losses:
+        # What had left of the dead comes, or not, at one server or another.
+        _sleep(scenario, worker, SETTLED_S)
     worker.pull(dense=True)
     told.updates = worker.updates
     worker.barrier()
     told.params = np.concatenate([params[name] for name in names])
     return told
+
+
+def _compute(scenario: Scenario, worker: Worker, step: int, seconds: float, books: Books) -> None:
+    fates = Fates.of(scenario)
+    if step == scenario.freeze and worker.rank == fates.freezes:
+        worker.sleep(LONG_S)
+        books.woken.add(worker.rank)
+    if step == scenario.freeze and worker.rank == fates.computes_long:
+        seconds += LONG_S
+    _sleep(scenario, worker, seconds)
+
+
+def _sleep(scenario: Scenario, worker: Worker, seconds: float) -> None:
+    """Takes its time; with short leases it says now and then that it lives."""
+    lease_s = scenario.lease_s
+    while lease_s and seconds > lease_s / 3:
+        worker.sleep(lease_s / 3)
+        worker.alive()
+        seconds -= lease_s / 3
+    worker.sleep(seconds)
 
 
 def _push(scenario: Scenario, worker: Worker, step: int, grads: Mapping[str, Float32]) -> None:

@@ -180,6 +180,7 @@ class Worker:
         marking.paused = self._resuming is None or not self._resuming.same_number
         self.pull(dense=self._resuming is None)
         marking.paused = False
+        self._links.give_first_values(None)
         return self.params
 
     def keep(self, name: str, part: Stateful) -> bool:
@@ -358,7 +359,10 @@ class Worker:
     def finish(self) -> None:
         """Leaves and tells every server that this worker's main has returned."""
         self.leave()
-        self._links.tell_all(Header(Kind.FINISH))
+        if self._options.fault_tolerant:  # a process that is gone may not be heard any more
+            self._links.part()
+        else:
+            self._links.tell_all(Header(Kind.FINISH))
 
     def _live(self) -> Exchange:
         if self._exchange is None:

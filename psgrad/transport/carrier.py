@@ -232,15 +232,27 @@ class Carrier:
         if end.rank.waits_in == "receive":
             self.clock.wake(end.rank)
 
+    def kill(self, end: End) -> None:
+        """Called by an event: a rank never goes on."""
+        if end.rank.runs:
+            self.note(end.rank, "kill")
+            self.clock.kill(end.rank)
+            self.tell_lost(end)
+
     def tell_lost(self, gone: End) -> None:
-        """A rank has died: those that hear it will know, a little later."""
+        """A rank has died or ended: those that hear it will know, a little later."""
         for end in self.ends:
-            if end.tolerant and end is not gone and end.rank.runs:
-                self.clock.at(self.clock.now_s + NOTICED_S, self._notice, (end, gone.rank.index))
+            self.tell(end, gone.rank.index)
+
+    def tell(self, end: End, peer: int) -> None:
+        """``end`` will know a little later that ``peer`` has died."""
+        if self.ends[peer].tolerant:
+            self.clock.at(self.clock.now_s + NOTICED_S, self._notice, (end, peer))
 
     def _notice(self, what: tuple[End, int]) -> None:
         end, peer = what
-        if peer not in end.hears or end.closed or not end.rank.runs:
+        deaf = end.closed or not end.rank.runs or not end.tolerant
+        if deaf or peer not in end.hears or peer in end.lost:
             return
         end.lost.add(peer)
         line = self.ends[peer].lines.get(end.rank.index)

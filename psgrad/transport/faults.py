@@ -129,12 +129,14 @@ class Kill:
 
     Calls are those of its transport that send or wait: ``exchange``, ``subgroup``, ``connect``,
     ``send``, ``receive``, ``sleep``, ``flush``, ``close``. What has left its NIC still arrives; the
-    rest is lost.
+    rest is lost. With ``tolerated``, time and calls count from its ``tolerate`` on: before, nobody
+    goes on without it.
     """
 
     rank: int
     at_s: float | None = None
     call: int | None = None
+    tolerated: bool = False
 
     def __post_init__(self) -> None:
         if (self.at_s is None) == (self.call is None):

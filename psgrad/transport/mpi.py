@@ -88,7 +88,7 @@ class _Sent:
                 raise
             self.failed = True
             self._requests = []
-        if not self._requests:
+        if not self._requests and not self.failed:
             self._memory = ()
         return not self._requests
 
@@ -101,6 +101,7 @@ class _Link:
     buffers: list[bytearray]
     ring: list[MPI.Prequest]
     head: int = 0
+    posted: int = RING  # from ``head`` on: none can be posted once the peer has died
     arriving: deque[tuple[Header, _Sent | None]] = field(default_factory=deque)
     lost: bool = False
 
@@ -128,7 +129,8 @@ class MpiTransport:
         self._subgroups: list[MPI.Comm] = []
         self._tolerant = False
         self._lost: set[int] = set()
-        self._kept: list[_Link] = []  # of peers that are gone: MPI may still know their memory
+        # Of peers that are gone: MPI may still know their memory, and a frozen one may still read.
+        self._kept: list[_Link | _Sent] = []
 
     @property
     def rank(self) -> int:
@@ -182,8 +184,10 @@ class MpiTransport:
                 self._comm.Recv_init([buffer, self._mpi.BYTE], peer, TAG_HEADER)
                 for buffer in buffers
             ]
-            self._mpi.Prequest.Startall(ring)
-            self._links.append(_Link(peer, buffers, ring))
+            link = _Link(peer, buffers, ring, posted=0)
+            self._links.append(link)
+            for request in ring:
+                self._post(link, request)
 
     def send(self, peer: int, header: Header, payload: Buffer | None = None) -> Sent:
         byte = self._mpi.BYTE
@@ -232,10 +236,8 @@ class MpiTransport:
         self._tolerant = True
 
     def drop(self, peer: int) -> None:
-        self._lost.add(peer)
-        self._kept += [link for link in self._links if link.peer == peer]
-        self._links = [link for link in self._links if link.peer != peer]
-        self._sending = deque(sent for sent in self._sending if sent.peer != peer)
+        self._unlink(peer)
+        self._ready = deque(message for message in self._ready if message[0] != peer)
 
     def leave(self, status: int) -> None:
         _end_at_once(status)
@@ -261,10 +263,24 @@ class MpiTransport:
         for link in self._links_with_header():
             buffer = link.buffers[link.head]
             header = Header.decode(buffer)
-            request = self._begin_payload(link, header, buffer, place)
-            link.ring[link.head].Start()
-            link.head = (link.head + 1) % RING
+            try:
+                request = self._begin_payload(link, header, buffer, place)
+            except self._mpi.Exception as error:
+                self._check_lost(link.peer, error)
+                link.lost = True
+                continue
             link.arriving.append((header, request))
+            link.posted -= 1
+            self._post(link, link.ring[link.head])
+            link.head = (link.head + 1) % RING
+
+    def _post(self, link: _Link, request: MPI.Prequest) -> None:
+        """Waits for one more header, which is the last one of the ring."""
+        try:
+            request.Start()
+            link.posted += 1
+        except self._mpi.Exception as error:
+            self._check_lost(link.peer, error)
 
     def _links_with_header(self) -> list[_Link]:
         if not self._tolerant:
@@ -276,14 +292,17 @@ class MpiTransport:
     def _has_header(self, link: _Link) -> bool:
         """Whether a header has come; marks a link whose peer has died."""
         try:
-            return bool(link.ring[link.head].Test())
-        except RuntimeError as error:  # MPI's
+            if link.posted:
+                return bool(link.ring[link.head].Test())
+        except self._mpi.Exception as error:
             self._check_lost(link.peer, error)
-            link.lost = True
-            return False
+        link.lost = True
+        return False
 
-    def _check_lost(self, peer: int, error: RuntimeError) -> None:
-        """Raises ``error`` unless ``peer`` has died."""
+    def _check_lost(self, peer: int, error: MPI.Exception) -> None:
+        """Raises ``error`` unless ``peer`` has died, and that is tolerated."""
+        if not self._tolerant:
+            raise error
         failed, everyone = self._comm.Get_failed(), self._comm.Get_group()
         ranks = failed.Translate_ranks(list(range(failed.size)), everyone)
         self._comm.Ack_failed()
@@ -334,8 +353,16 @@ class MpiTransport:
                 link.arriving.popleft()
                 self._ready.append((link.peer, header))
         for link in [link for link in self._links if link.lost]:
-            self.drop(link.peer)
+            self._unlink(link.peer)
             self._ready.append((link.peer, Header(Kind.LOST)))
+
+    def _unlink(self, peer: int) -> None:
+        """Nothing more will come of ``peer`` than what is ready."""
+        self._lost.add(peer)
+        self._kept += [link for link in self._links if link.peer == peer]
+        self._kept += [sent for sent in self._sending if sent.peer == peer]
+        self._links = [link for link in self._links if link.peer != peer]
+        self._sending = deque(sent for sent in self._sending if sent.peer != peer)
 
     def _forget_sent(self) -> None:
         while self._sending and self._sending[0].done():

@@ -119,17 +119,11 @@ class Simulation:
         if self._begun:
             raise ConfigError("a simulation runs once; make another one with the same arguments")
         self._begun = True
-        last_call: dict[int, float] = {}
-        for kill in self._kills:
-            if kill.at_s is not None:
-                self._clock.at(kill.at_s, self._kill, self._carrier.ends[kill.rank])
-            if kill.call is not None:
-                last_call[kill.rank] = min(kill.call, last_call.get(kill.rank, math.inf))
         transports = [
             SimulatedTransport(
                 self._carrier,
                 end,
-                last_call.get(end.rank.index, math.inf),
+                [kill for kill in self._kills if kill.rank == end.rank.index],
                 self._order.get(end.rank.index, ()),
                 self._hosts[end.rank.index],
             )
@@ -142,13 +136,9 @@ class Simulation:
         value = program(transport)
         self._clock.check(rank)
         self._carrier.note(rank, "end")
+        # Nobody can tell a process that ends from one that dies.
+        self._carrier.tell_lost(self._carrier.ends[rank.index])
         return value
-
-    def _kill(self, end: End) -> None:
-        if end.rank.runs:
-            self._carrier.note(end.rank, "kill")
-            self._clock.kill(end.rank)
-            self._carrier.tell_lost(end)
 
 
 class SimulatedTransport:
@@ -162,7 +152,7 @@ class SimulatedTransport:
         self,
         carrier: Carrier,
         end: End,
-        last_call: float,
+        kills: Sequence[Kill] = (),
         order: Sequence[int] = (),
         host: str = "",
     ) -> None:
@@ -171,7 +161,9 @@ class SimulatedTransport:
         self._end = end
         self._rank = end.rank
         self._calls = 0
-        self._last_call = last_call
+        self._last_call = math.inf
+        self._kills = kills
+        self._take_kills(tolerated=False)
         self._readings = 0  # of the clock since it last waited
         self._ready: deque[tuple[int, Header]] = deque()
         self._order = deque(order)
@@ -228,6 +220,8 @@ class SimulatedTransport:
             if peer in end.hears:
                 raise ProtocolError(f"rank {self.rank} connects to rank {peer} twice")
             end.hears.add(peer)
+            if not self._carrier.ends[peer].rank.runs:
+                self._carrier.tell(end, peer)
         unheard, end.unheard = end.unheard, []
         for message in unheard:
             (end.inbox if message.line.source in end.hears else end.unheard).append(message)
@@ -268,12 +262,14 @@ class SimulatedTransport:
 
     def tolerate(self) -> None:
         self._end.tolerant = True
+        self._take_kills(tolerated=True)
 
     def drop(self, peer: int) -> None:
         end = self._end
         end.hears.discard(peer)
         end.lost.add(peer)
         end.inbox = deque(m for m in end.inbox if m.line.source != peer)
+        self._ready = deque(message for message in self._ready if message[0] != peer)
 
     def leave(self, status: int) -> None:
         self._carrier.note(self._rank, "kill")
@@ -297,6 +293,16 @@ class SimulatedTransport:
         failure = failure_of(self._rank, error, status)
         self._clock.fail(failure)
         raise failure
+
+    def _take_kills(self, tolerated: bool) -> None:
+        """This rank dies as its kills say whose time begins now."""
+        for kill in self._kills:
+            if kill.tolerated != tolerated:
+                continue
+            if kill.at_s is not None:
+                self._clock.at(self._clock.now_s + kill.at_s, self._carrier.kill, self._end)
+            if kill.call is not None:
+                self._last_call = min(self._last_call, self._calls + kill.call)
 
     def _begin(self, closed: bool = False) -> None:
         """Each call that sends or waits begins here, and may not get further."""

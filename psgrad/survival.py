@@ -1,0 +1,163 @@
+"""What must hold in a rehearsed run whose workers die: all others go on, and nothing is lost.
+
+The books have every push of every worker, and all that any shard applied. So they say of each chunk
+for itself
+
+- that no push was applied twice, and of each worker its first ones without a gap;
+- that all pushes of the workers that live were applied, and of those that died, all that had been
+  answered;
+- with plain SGD and float32, that the parameters at the end are the initial ones less the rate
+  times the sum of what was applied: nothing else, and nothing of it half.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psgrad.chunk_state import ChunkState, Push
+from psgrad.invariants import InvariantError
+from psgrad.kernels.hashing import stream
+from psgrad.layout import Chunk, Float32
+from psgrad.scenario import LEARNING_RATE, Scenario
+from psgrad.shard import Shard
+from psgrad.transport.faults import Kill
+
+LONG_S: Final = 20.0  # for a lease
+SETTLED_S: Final = 1.0  # by then, all servers know of all deaths and nothing is under way
+EVENTS: Final = 400_000  # who waits says that it lives, so a stall has no other end
+
+
+@dataclass(frozen=True)
+class Fates:
+    """What becomes of workers."""
+
+    die: Mapping[int, int]  # worker -> after so many calls of its transport
+    die_at_once: Sequence[int]
+    freezes: int | None
+    computes_long: int | None
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Fates:
+        """Which workers: an order that follows from the seed, and they in turn."""
+        order = sorted(range(scenario.workers), key=lambda w: stream(scenario.seed, 0xDEAD, w))
+        count = len(scenario.deaths)
+        die = dict(zip(order, scenario.deaths, strict=False))
+        rest = order[count:]
+        at_once = [rest.pop(0) for _ in range(min(2, len(rest)))] if scenario.death_s else []
+        freezes = rest.pop(0) if scenario.freeze and rest else None
+        long = rest.pop(0) if scenario.freeze and rest else None
+        return cls(die, at_once, freezes, long)
+
+    @property
+    def doomed(self) -> set[int]:
+        """Workers that may be gone at the end."""
+        frozen = set() if self.freezes is None else {self.freezes}
+        return {*self.die, *self.die_at_once, *frozen}
+
+
+def kills(scenario: Scenario) -> list[Kill]:
+    """The deaths of a scenario, for its simulation."""
+    fates, servers = Fates.of(scenario), scenario.servers
+    by_call = [Kill(servers + w, call=n, tolerated=True) for w, n in fates.die.items()]
+    at_s = scenario.death_s
+    return by_call + [Kill(servers + w, at_s=at_s, tolerated=True) for w in fates.die_at_once]
+
+
+@dataclass
+class Books:
+    """What workers have pushed, float64[n] by (worker, clock), and what shards have applied."""
+
+    pushed: dict[tuple[int, int], NDArray[np.float64]] = field(default_factory=dict)
+    answered: dict[int, int] = field(default_factory=dict)  # worker -> clock of its last answer
+    left: dict[int, int] = field(default_factory=dict)  # worker -> its last clock, all of it
+    woken: set[int] = field(default_factory=set)  # workers that were frozen
+    applied: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+
+
+class Booking(Shard):
+    """A shard that keeps the books."""
+
+    books: Books
+
+    def _apply(self, state: ChunkState, pushes: Sequence[Push], position: float) -> None:
+        self.books.chunks[state.chunk.index] = state.chunk
+        self.books.applied[state.chunk.index] += [(p.header.worker, p.header.clock) for p in pushes]
+        super()._apply(state, pushes, position)
+
+
+def booked(shard: type[Shard], books: Books) -> type[Shard]:
+    """``shard``, keeping ``books``."""
+    return type("Booked", (Booking, shard), {"books": books})
+
+
+def check(
+    scenario: Scenario, books: Books, ends: Mapping[int, Float32], warnings: Sequence[str]
+) -> list[str]:
+    """What was compared; ``ends`` are the parameters of each worker that has come to the end.
+
+    Raises ``InvariantError``.
+    """
+    fates = Fates.of(scenario)
+    died = set(range(scenario.workers)) - ends.keys()
+    if died - fates.doomed:
+        raise InvariantError(f"workers {sorted(died - fates.doomed)} are gone and should not be")
+    for worker in books.woken:
+        rank = scenario.servers + worker
+        fenced = any(f"rank {rank} " in said and "FencedError" in said for said in warnings)
+        if not fenced or worker in ends:
+            raise InvariantError(f"worker {worker} was frozen and is not shut out")
+    first = min(ends)
+    for worker, params in ends.items():
+        if params.tobytes() != ends[first].tobytes():
+            raise InvariantError(f"workers {worker} and {first} end with different parameters")
+    for chunk, applied in books.applied.items():
+        _check_order(books, chunk, applied, died)
+    compared = ["survivors"]
+    if scenario.optimizer == "sgd" and scenario.codec == "none":
+        _check_mass(scenario, books, ends[first])
+        compared.append("accepted")
+    if died:
+        compared.append("deaths")
+    if books.woken:
+        compared.append("fenced")
+    return compared
+
+
+def _check_order(
+    books: Books, chunk: int, applied: Sequence[tuple[int, int]], died: set[int]
+) -> None:
+    clocks: dict[int, list[int]] = {}
+    for worker, clock in applied:
+        clocks.setdefault(worker, []).append(clock)
+    for worker, seen in clocks.items():
+        start = seen[0] - 1
+        if seen != list(range(start + 1, start + 1 + len(seen))):
+            raise InvariantError(f"chunk {chunk} has taken clocks {seen} of worker {worker}")
+    for worker in books.answered.keys() | books.left.keys():
+        last, answered = clocks.get(worker, [0])[-1], books.answered.get(worker, 0)
+        pushed = answered if worker in died else books.left[worker]
+        if last < pushed or (last > pushed and worker not in died):
+            raise InvariantError(
+                f"chunk {chunk} has taken worker {worker} up to clock {last}, it has pushed up to "
+                f"{pushed} for sure"
+            )
+
+
+def _check_mass(scenario: Scenario, books: Books, params: Float32) -> None:
+    start = np.concatenate(list(scenario.arrays().values()))
+    total = np.zeros(start.size)
+    for chunk, applied in books.applied.items():
+        here = books.chunks[chunk]
+        for key in applied:
+            total[here.start : here.stop] += books.pushed[key][here.start : here.stop]
+    size = 1.0 + np.abs(start).max() + LEARNING_RATE * np.abs(total).max()
+    error = float(np.abs(start - LEARNING_RATE * total - params).max())
+    if error > 1e-4 * size:
+        raise InvariantError(f"the parameters differ from what was accepted by {error:g}")
