@@ -55,18 +55,19 @@ def test_in_sync_mode_a_run_ends_as_if_it_had_not_been_interrupted(mpi, tmp_path
     cut, _ = train(mpi, tmp_path / "cut", *options, "--checkpoint-every", every)
     folder = tmp_path / "cut" / "checkpoints"
     assert names(folder) == [f"step-{every:08d}"]
-    on, seen = train(mpi, tmp_path / "on", *options, "--resume", folder)
-    servers, _ = train(
-        mpi, tmp_path / "servers", *options, "--resume", folder, "--servers", 2, ranks=5
+    servers = 2 if "--codec" in more else 1
+    on, seen = train(
+        mpi, tmp_path / "on", *options, "--resume", folder, "--servers", servers, ranks=3 + servers
     )
-    for summary in (cut, on, servers):
+    for summary in (cut, on):
         assert summary["params_sha256"] == whole["params_sha256"]
         assert summary["steps"] == whole["steps"]
     assert "warning" not in seen
 
 
-@pytest.mark.parametrize("mode", ["sync", "ssp", "async"])
-@pytest.mark.parametrize(("workers", "servers"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(
+    ("mode", "workers", "servers"), [("sync", 2, 1), ("ssp", 4, 2), ("async", 2, 2)]
+)
 def test_on_another_number_of_ranks(mpi, tmp_path, mode, workers, servers):
     options = ["--mode", mode, "--epochs", 10, "--codec", "topk:0.1", "--progress", "off"]
     train(mpi, tmp_path / "one", *options, "--checkpoint-every", 60)
@@ -183,7 +184,7 @@ FAILS = {
     "every 0": (["--checkpoint-every", 0], 2, "checkpoint_every must be a number of steps of at"),
     "every 5x": (["--checkpoint-every", "5x"], 2, "or of seconds, such as 600s, got '5x'"),
     "keep 0": (["--keep", 0], 2, "checkpoint_keep must be at least 1, got 0"),
-    "auto": (["--resume", "auto"], 2, "run_dir"),
+    "auto": (["--resume", "auto"], 2, "resume auto looks where the run before has written"),
     "record": (["--record", "--checkpoint-every", 5], 2, "checkpoint_every"),
     # Found by the ranks, which agree on it.
     "a file": (["--checkpoint-every", 5, "--checkpoint-dir", "file"], 2, "cannot write checkpoi"),
