@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_simulate import SMALL, simulated
+from test_simulate import simulated
 
 from psgrad.checkpoint import Checkpoint, found
 from psgrad.data import Batches, partition
@@ -169,9 +169,7 @@ def test_training_goes_on_with_other_numbers_of_workers(capsys, tmp_path, mode, 
         state = Checkpoint.open(path).manifest.state
         records = [record["kept"]["tally"] for record in state["worker_states"].values()]
         before = sum(record["samples"] for record in records)
-        simulated(
-            capsys, tmp_path / str(number), f"workers={workers}", *options, "--resume", path
-        )
+        simulated(capsys, tmp_path / str(number), f"workers={workers}", *options, "--resume", path)
         folder = tmp_path / str(number) / "checkpoints"
         assert before + samples_of(tmp_path / str(number)) == samples
 
