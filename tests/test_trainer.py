@@ -160,7 +160,7 @@ def test_training_goes_on_with_other_numbers_of_workers(capsys, tmp_path, mode, 
     """From 3 to 2 to 4 to 4 workers; each sample of each epoch counts once."""
     options = ["--mode", mode, *more, "--checkpoint-every", 2, "--keep", 100]
     options += ["--pace", "exponential:mean=0.01;slow:worker=1,factor=4"]
-    whole, _ = simulated(capsys, tmp_path / "0", "workers=3", *options)
+    simulated(capsys, tmp_path / "0", "workers=3", *options)
     folder = tmp_path / "0" / "checkpoints"
     samples = samples_of(tmp_path / "0")
     for number, workers in enumerate((2, 4, 4), start=1):

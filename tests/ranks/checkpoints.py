@@ -81,7 +81,8 @@ def main(worker):
         digest = hashlib.sha256(b"".join(value.tobytes() for value in params.values()))
         stats = worker.server_stats()[0]
         print(json.dumps({
-            "sha256": digest.hexdigest(),             "resumed": None if worker.resumed is None else worker.resumed.number,
+            "sha256": digest.hexdigest(),
+            "resumed": None if worker.resumed is None else worker.resumed.number,
             "written": stats.get("checkpoints"), "failed": stats.get("checkpoints_failed"),
         }))  # fmt: skip
 
