@@ -150,6 +150,8 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     status = 128 - status if status < 0 else status
     if status not in (0, REQUEUE) and stops.signums:
         status = 128 + stops.signums[0]
+    if plan.elastic and causes.first and not status:
+        status = 1  # mpiexec does not count ranks that were killed, and one said why the job ends
     cause = causes.first or _closing(plan.argv[0], status, stops.signums).encode()
     return Ended(status, cause)
 

@@ -19,6 +19,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -257,6 +258,12 @@ class MpiTransport:
             comm.Free()
 
     def abort(self, status: int) -> None:
+        if self._tolerant:
+            # Where ranks may die, Open MPI tells the others of a signal and of an exit with 0, but
+            # neither of MPI_Abort nor of another status: they would go on waiting.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
         self._mpi.COMM_WORLD.Abort(status)
 
     def _take_headers(self, place: Place) -> None:
