@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ class Frozen:
     """What has been seen of the processes below mpiexec."""
 
     most: int = 0  # processes at one time
-    _next_s: float = field(default_factory=time.monotonic)
+    _next_s: float = 0.0
     _since_s: float | None = None
 
     @property
