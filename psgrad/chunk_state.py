@@ -31,6 +31,7 @@ class Rules:
     differences: Codec | None = None  # pulls are differences to what the worker holds
     seed: int = 0  # of what that codec draws
     threads: int = 1  # that share the arithmetic on one chunk; no result depends on it
+    committed: bool = False  # in sync mode, a round closes when it is told to
     aggregate: Aggregate | None = None  # in sync mode, what stands for a round; None: the mean
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psgrad.arguments import Parser, output
 from psgrad.commands import BLAS_THREADS, COMMANDS, about, replay
-from psgrad.errors import CAUSE, ConfigError, LaunchError, PsgradError
+from psgrad.errors import CAUSE, ConfigError, PsgradError
 from psgrad.version import __version__
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ A parameter server for training over MPI.
 
   psgrad run --np 4 -- --model mlp --dataset digits --mode ssp    train here, on 4 ranks
   psgrad run --np 4 -- python my.py                               your own script, on 4 ranks
+  psgrad run --restarts 3 -- --checkpoint-every 500               from the newest checkpoint on
   mpirun -n 4 psgrad train config.toml                            what each rank runs on a cluster
 """
 
@@ -100,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     if argv[:1] == ["run"]:
-        return _run(_run_parser().parse_args(argv[1:at]), argv[at + 1 :])
+        from psgrad import run_command
+
+        return run_command.run(argv[1:at], argv[at + 1 :], os.environ, _configuration)
     parser = Parser(
         prog="psgrad",
         description=DESCRIPTION,
@@ -139,16 +142,13 @@ def _train(argv: Sequence[str]) -> int:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     terminal = os.environ.get("PSGRAD_TERMINAL") == "1"
 
-    def configuration() -> Config:
-        return _configure(_train_parser().parse_args(argv), os.environ)
-
     config = None
     with contextlib.suppress(PsgradError):
-        config = configuration()
+        config = _configuration(argv)
     if config is not None and config.simulate:
         return _simulate(config, _train_parser().parse_args(argv).trace, stamp)
     # Wrong arguments, too, are for the ranks to agree on: one of them reports.
-    train(configuration, stamp, terminal, about())
+    train(lambda: _configuration(argv), stamp, terminal, about())
     return 0
 
 
@@ -185,39 +185,9 @@ def _ranks_here(environ: Mapping[str, str]) -> int:
     return next((int(count) for count in counts if count.isdigit() and int(count) > 0), 1)
 
 
-def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from psgrad.jobs import run
-    from psgrad.launch import Launch, describe, prepare
-
-    command = _rank_command(rest, arguments.np, arguments.elastic)
-    system = os.environ.get("PSGRAD_MPI") == "system"
-    launch = Launch(arguments.np, tuple(command), arguments.mpiexec, system, arguments.elastic)
-    plan = prepare(launch, os.environ, terminal=sys.stderr.isatty())
-    if arguments.dry_run:
-        print(describe(plan))
-        return 0
-    return run(plan, os.environ)
-
-
-def _rank_command(rest: Sequence[str], ranks: int, elastic: bool) -> list[str]:
-    """What each rank runs: ``psgrad train`` with ``rest``, or the program that ``rest`` names."""
-    first = rest[0] if rest else "train"
-    if first.endswith(".py"):
-        return ["python", *rest]
-    if first != "train" and not first.startswith("-") and not first.endswith(".toml"):
-        return list(rest)
-    arguments = list(rest[1:] if first == "train" else rest)
-    if elastic and "--fault-tolerant" not in arguments:
-        arguments.append("--fault-tolerant")
-    parsed = _train_parser().parse_args(arguments)
-    from psgrad.roles import Roles
-
-    # Every rank would find the same mistake; here it costs no MPI job.
-    config = _configure(parsed, os.environ)
-    if config.simulate:
-        raise ConfigError("a simulated run has no MPI ranks; use psgrad train --simulate")
-    Roles(ranks, config.servers)
-    return ["python", "-m", "psgrad", "train", *arguments]
+def _configuration(argv: Sequence[str]) -> Config:
+    """The configuration of ``psgrad train argv``."""
+    return _configure(_train_parser().parse_args(argv), os.environ)
 
 
 def _configure(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
@@ -276,29 +246,6 @@ def _train_parser() -> Parser:
         help="any key, as in TOML: --set 'model.hidden=[512,512]'",
     )
     return parser
-
-
-def _run_parser() -> Parser:
-    parser = Parser(
-        prog="psgrad run",
-        usage="psgrad run [--np N] [--elastic] [--dry-run] [--mpiexec PATH] [-- COMMAND]",
-        description="Start an MPI job on this machine. COMMAND is a psgrad train command line "
-        "(--model mlp ...; nothing: the default run) or a program (python my.py).",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--np", "-n", type=_ranks, default=4, metavar="N", help="ranks (4)")
-    parser.add_argument("--dry-run", action="store_true", help="print the command, start nothing")
-    parser.add_argument(
-        "--elastic", action="store_true", help="workers may die: training goes on without them"
-    )
-    parser.add_argument("--mpiexec", metavar="PATH", help="the mpiexec to use")
-    return parser
-
-
-def _ranks(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise LaunchError(f"--np must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _attribute(option: str) -> str:

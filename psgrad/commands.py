@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from psgrad.arguments import Parser, output
+from psgrad.arguments import Parser, count, output
 from psgrad.errors import ConfigError, DataError
 
 BLAS_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -224,6 +224,36 @@ def _soak(minutes: float, first: int | None) -> int:
     return 1 if failed else 0
 
 
+def chaos(argv: Sequence[str]) -> int:
+    """``psgrad chaos``: real runs, killed on purpose and judged."""
+    parser = Parser(
+        prog="psgrad chaos",
+        description="Kill ranks and mpiexec of small real runs under psgrad run --restarts, and "
+        "compare what comes of them with undisturbed ones. Status 1 if anything is wrong.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--runs", type=count, default=10, metavar="N", help="how many (10)")
+    parser.add_argument("--seed", type=_whole, default=1, metavar="S", help="of the campaign (1)")
+    parser.add_argument("--first", type=_whole, default=0, metavar="I", help="the first run (0)")
+    parser.add_argument("--jobs", type=count, default=1, metavar="N", help="at the same time (1)")
+    parser.add_argument("--spinners", type=_whole, default=0, metavar="N", help="busy loops (0)")
+    parser.add_argument(
+        "--limit", type=count, default=120, metavar="SECONDS", help="for one run (120)"
+    )
+    parser.add_argument("--json", type=output, metavar="OUT", help="every run, as JSON")
+    given = parser.parse_args(argv)
+    from psgrad.chaos.campaign import Options, campaign
+    from psgrad.metrics import to_json
+
+    options = Options(
+        given.runs, given.seed, given.first, given.jobs, given.spinners, float(given.limit)
+    )
+    done = campaign(options, os.environ)
+    if given.json:
+        given.json.write_text(to_json([judged.record for judged in done]) + "\n", encoding="utf-8")
+    return 1 if any(judged.faults for judged in done) else 0
+
+
 def _whole(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
@@ -235,6 +265,7 @@ COMMANDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str]], int]]]] = Mapp
         "codecs": ("list the codecs", codecs),
         "bench": ("measure: codecs, steps, latency, memory", bench),
         "checkpoint": ("list, verify and convert checkpoints", checkpoint),
+        "chaos": ("kill ranks of small real runs, and judge what comes of it", chaos),
         "simulate": ("how it will scale; seeded schedules in the simulator", simulate),
     }
 )

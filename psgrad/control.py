@@ -72,6 +72,14 @@ def written(payload: Any) -> dict[str, Any]:
     )
 
 
+def workers(payload: Any, kind: Kind) -> tuple[int, ...]:
+    """A COMPLETE or COMMIT: whose pushes the round has. Raises ``WireError``."""
+    found = fields(payload, kind, workers=(list,))["workers"]
+    if not all(type(worker) is int for worker in found):
+        raise WireError(f"field 'workers' of {kind.name} must have integers, got {_shown(found)}")
+    return tuple(found)
+
+
 def scale(payload: Any) -> float:
     """A SETTLE: what the gradients of the step are multiplied by. Raises ``WireError``."""
     found: float = fields(payload, Kind.SETTLE, scale=(float,))["scale"]

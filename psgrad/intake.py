@@ -19,6 +19,9 @@ from psgrad.roles import Roles
 from psgrad.transport import Buffer
 
 PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
+SERVERS_KINDS: Final = frozenset(
+    {Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.FINISH}
+)
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
 
 
@@ -86,7 +89,7 @@ class Intake:
         if header.run != self._run:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
         if self._roles.is_server(peer):
-            if header.kind not in (Kind.WRITTEN, Kind.EVICTED, Kind.FINISH):
+            if header.kind not in SERVERS_KINDS:
                 raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
             return
         worker = self._roles.worker_of(peer)

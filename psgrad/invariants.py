@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from psgrad.chunk_state import ChunkState, Push, Reply, Rules
+from psgrad.commits import Round
 from psgrad.cuts import Cut
 from psgrad.errors import ProtocolError
 from psgrad.layout import Chunk, Layout
@@ -52,7 +53,10 @@ class Referee:
     waiting: list[Header] = field(default_factory=list)
     staleness_max: int = 0
     updates: int = 0  # that the pushes accepted so far must have made
+    committed: float = math.inf  # the last round that may close; inf: each as soon as it can
     held: dict[int, int] = field(default_factory=dict)  # by a marker: worker -> its clock
+    _limbo: dict[int, Header] = field(default_factory=dict)  # pushes of the dead in the open round
+    _closing: set[int] = field(default_factory=set)  # whose pushes were committed
     _leaving: set[int] = field(default_factory=set)  # live until all they pushed is accepted
     _filled: set[tuple[int, int]] = field(default_factory=set)  # (worker, clock), not counted yet
 
@@ -82,7 +86,12 @@ class Referee:
         """A worker is gone: what of it is not accepted never will be; all is given back."""
         mine = [h for h in self.waiting if h.worker == worker and h.kind is not Kind.PULL]
         here = self.accepted.get(worker, 0)
-        back = [Due(Kind.ACK, worker, h.clock) for h in mine]
+        back = []
+        for header in mine:
+            if self.committed < header.clock <= here:
+                self._limbo[worker] = header  # in the open round
+            else:
+                back.append(Due(Kind.ACK, worker, header.clock))
         self.waiting = [h for h in self.waiting if h.worker != worker]
         self._filled = {(w, c) for w, c in self._filled if w != worker or c <= here}
         self.delivered[worker] = here
@@ -90,11 +99,24 @@ class Referee:
         self._leaving.discard(worker)
         return self.settle(back)
 
+    def commit(self, clock: int, workers: Collection[int]) -> Counter[Due]:
+        """The round of ``clock`` closes with the pushes of ``workers``."""
+        self.committed, self._closing = clock, set(workers)
+        now = []
+        for worker, header in self._limbo.items():
+            counts = worker in workers and header.kind is Kind.STEP
+            now.append(Due(Kind.PARAMS if counts else Kind.ACK, worker, header.clock))
+        self._limbo.clear()
+        self._filled = {(w, c) for w, c in self._filled if c != clock or w in workers}
+        return self.settle(now)
+
     def start(self, clocks: Mapping[int, int], updates: int) -> None:
         """The chunk goes on from a checkpoint."""
         self.ready, self.updates = True, updates
         self.delivered = {worker: clocks[worker] for worker in self.live}
         self.accepted = dict(self.delivered)
+        if self.committed < math.inf:
+            self.committed = min(clocks.values(), default=0)
 
     def settle(self, now: list[Due]) -> Counter[Due]:
         """``now``, and the answers that must come of what may happen meanwhile."""
@@ -116,6 +138,8 @@ class Referee:
 
     def round_of(self, clock: int) -> set[int]:
         """Who must be in the round of ``clock``: all that have pushed it, and all that are live."""
+        if self.committed < math.inf:
+            return self._closing
         return {w for w, accepted in self.accepted.items() if accepted >= clock} | self.live
 
     def _settle(self) -> None:
@@ -128,7 +152,7 @@ class Referee:
             for worker in self.live:
                 here = self.accepted[worker]
                 in_bound = self.bound is None or here - slowest <= self.bound
-                held = here >= self.held.get(worker, math.inf)
+                held = here >= min(self.held.get(worker, math.inf), self.committed + 1)
                 if self.delivered[worker] > here and in_bound and not held:
                     self.accepted[worker] += 1
                     moved = True
@@ -138,7 +162,7 @@ class Referee:
         """One update for each push that carries something; in sync for each round that does."""
         done = {(w, c) for w, c in self._filled if c <= self.accepted[w]}
         if self.bound == 0:
-            done = {(w, c) for w, c in done if c <= self.slowest(c)}
+            done = {(w, c) for w, c in done if c <= min(self.slowest(c), self.committed)}
             self.updates += len({c for _, c in done})
         else:
             self.updates += len(done)
@@ -149,6 +173,8 @@ class Referee:
         if not self.ready:
             return False
         if request.kind is not Kind.PULL and self.accepted[request.worker] < clock:
+            return False
+        if clock > self.committed and (live or request.kind is not Kind.PULL):
             return False
         ahead = clock - slowest
         if request.kind is Kind.PUSH:
@@ -172,7 +198,12 @@ class CheckedShard(Shard):
     ) -> None:
         super().__init__(layout, chunks, workers, rules)
         self._referees = {
-            index: Referee(rules.bound, set(state.clocks)) for index, state in self.chunks.items()
+            index: Referee(
+                rules.bound,
+                set(state.clocks),
+                committed=0 if rules.committed else math.inf,
+            )
+            for index, state in self.chunks.items()
         }
         self._digests: dict[int, tuple[int, int]] = {}  # chunk -> version, digest of its parameters
         self._rounds: dict[int, list[tuple[int, set[int]]]] = {}  # in this message, by chunk
@@ -195,6 +226,14 @@ class CheckedShard(Shard):
             list(self.chunks),
             lambda referee: referee.lose(worker),
             lambda: super(CheckedShard, self).drop(worker),
+        )
+
+    def commit(self, committed: Round) -> list[Reply]:
+        return self._checked(
+            f"the commit of {committed}",
+            list(self.chunks),
+            lambda referee: referee.commit(committed.clock, committed.workers),
+            lambda: super(CheckedShard, self).commit(committed),
         )
 
     def mark(self, worker: int, number: int, clock: int) -> None:

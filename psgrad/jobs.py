@@ -13,16 +13,18 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from psgrad import leftovers
 from psgrad.causes import Causes
 from psgrad.errors import CAUSE, LaunchError
+from psgrad.frozen import Frozen
 from psgrad.launch import Plan
+from psgrad.stops import Stops
 
 if TYPE_CHECKING:
     import ctypes
@@ -33,7 +35,7 @@ TICK_S: Final = 0.1
 TIDY_S: Final = 1.0  # for mpiexec to remove its files when its ranks are dead
 GONE_S: Final = 5.0  # for a killed process to disappear
 
-STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REQUEUE: Final = os.EX_TEMPFAIL  # 75, of a rank: what there is is safe, start me again
 FATAL: Final = (
     signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV,
     signal.SIGPIPE, signal.SIGTERM,
@@ -48,14 +50,10 @@ class Child:
     """The running command, and what is done to it when a signal asks us to stop."""
 
     strangers: frozenset[int]  # children of ours that are no part of it
+    stops: Sequence[int]  # signals that have come: the first is passed on, the second kills
     process: subprocess.Popen[bytes] | None = None
-    stops: list[int] = field(default_factory=list)
+    frozen: Frozen | None = None  # where ranks may be stopped, and left behind
     _kill_at: float | None = None
-
-    def stop(self, signum: int, _frame: FrameType | None = None) -> None:
-        """A signal has come: the first is passed on, the second kills."""
-        self.stops.append(signum)
-        self.obey()
 
     def obey(self) -> None:
         """Does what the last signal asks for, as soon as there is a process to do it to."""
@@ -72,9 +70,13 @@ class Child:
             kill(self._family())
 
     def tick(self) -> None:
-        """Kills what was given time to end and did not."""
+        """Kills what was given time to end and did not, and what nobody will wake."""
         if self._kill_at is not None and time.monotonic() > self._kill_at:
             kill(self._family())
+        if self.frozen is not None and self.process is not None and self.frozen.is_due:
+            ranks = self._family() - {self.process.pid}
+            if self.frozen.look(ranks):
+                kill(ranks)
 
     def end(self) -> None:
         """Leaves nothing: no process and no zombie, whatever state the command is in."""
@@ -97,33 +99,59 @@ class Child:
         return descendants(os.getpid(), apart_from=self.strangers)
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: mpiexec's exit status, 128 + n if signal n ended it, and the line that says
+    why, without its newline; empty if there is nothing to say."""
+
+    status: int
+    cause: bytes
+
+
 def run(plan: Plan, environ: Mapping[str, str]) -> int:
-    """Runs ``plan`` to its end; returns mpiexec's exit status, 128 + n if signal n ended it.
+    """Runs ``plan`` to its end, writes down why it ended as the last line, returns its status."""
+    with Stops() as stops:
+        ended = attempt(plan, environ, stops)
+    if ended.cause:
+        write(ended.cause + b"\n")
+    return ended.status
+
+
+def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
+    """Runs ``plan`` to its end.
 
     Standard output is inherited. Standard error is passed on as it comes, except for lines that
-    begin with ``errors.CAUSE``: the first of them is written last, after everything else, and the
-    others are dropped. Where there is none and the status is not 0, a line of ours says so.
+    begin with ``errors.CAUSE``: the first of them is the cause that is returned, and the others are
+    dropped. Where there is none and the status is not 0, a line of ours says so.
 
     SIGINT, SIGTERM and SIGHUP (unless ignored) are passed on once, as SIGTERM; a second one kills.
-    The status is then 128 + n of the first, unless the command ended well. If this process is
-    killed, mpiexec ends its ranks. Call it from the main thread.
+    The status is then 128 + n of the first, unless the command ended well or asks to be started
+    again (75). If this process is killed, mpiexec ends its ranks. Call it from the main thread.
+
+    What an MPI leaves of its shared memory and its session (:mod:`psgrad.leftovers`) is removed.
     """
-    child = Child(strangers=frozenset(_children().get(os.getpid(), ())))
+    there = leftovers.segments()
+    child = Child(frozenset(_children().get(os.getpid(), ())), stops.signums)
+    child.frozen = Frozen() if plan.elastic else None
     causes = Causes()
-    with _signals(child.stop), _adopting() as libc:
+    stops.told = child.obey
+    with _adopting() as libc:
         try:
             child.process = _start(plan, environ, libc)
             child.obey()
             status = _relay(child, child.process, causes)
         finally:
             child.end()
+            stops.told = None
+            if child.process is not None:
+                temporary = plan.environment(environ).get("TMPDIR") or "/tmp"
+                leftovers.sweep_session(child.process.pid, Path(temporary))
+                leftovers.sweep(there)
     status = 128 - status if status < 0 else status
-    if status and child.stops:
-        status = 128 + child.stops[0]
-    closing = causes.first or _closing(plan.argv[0], status, child.stops).encode()
-    if closing:
-        _write(closing + b"\n")
-    return status
+    if status not in (0, REQUEUE) and stops.signums:
+        status = 128 + stops.signums[0]
+    cause = causes.first or _closing(plan.argv[0], status, stops.signums).encode()
+    return Ended(status, cause)
 
 
 def _start(plan: Plan, environ: Mapping[str, str], libc: ctypes.CDLL) -> subprocess.Popen[bytes]:
@@ -166,15 +194,15 @@ def _relay(child: Child, process: subprocess.Popen[bytes], causes: Causes) -> in
                 if not data:
                     break
                 shown = causes.feed(data)
-                _write(shown)
+                write(shown)
                 last = shown[-1:] or last
             elif ended:  # a process that outlives the command holds the pipe open
                 break
             child.tick()
     shown = causes.close()
-    _write(shown)
+    write(shown)
     if (shown[-1:] or last) != b"\n":
-        _write(b"\n")
+        write(b"\n")
     while True:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(TICK_S)
@@ -185,6 +213,8 @@ def _closing(program: str, status: int, stops: Sequence[int]) -> str:
     """The last line where no rank wrote one; empty if there is nothing to say."""
     if not status:
         return ""
+    if status == REQUEUE:
+        return f"{CAUSE}status {REQUEUE}: the ranks ask to be started again, with --resume auto"
     if stops:
         return f"{CAUSE}stopped by {signal.Signals(stops[0]).name}"
     fatal = {int(s): s.name for s in FATAL}
@@ -192,20 +222,6 @@ def _closing(program: str, status: int, stops: Sequence[int]) -> str:
     if status in fatal:  # Hydra reports the signal that ended a rank in this way
         name = f" ({fatal[status]}, if a signal ended a rank)"
     return f"{CAUSE}{os.path.basename(program)} ended with status {status}{name}"
-
-
-@contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """``handler`` for the signals that ask us to stop, but for those we were told to ignore."""
-    before = {s: signal.getsignal(s) for s in STOPS}
-    taken = [s for s in STOPS if before[s] is not signal.SIG_IGN]
-    for s in taken:
-        signal.signal(s, handler)
-    try:
-        yield
-    finally:
-        for s in taken:
-            signal.signal(s, before[s])
 
 
 @contextmanager
@@ -248,7 +264,7 @@ def kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _write(data: bytes) -> None:
+def write(data: bytes) -> None:
     """``data`` to standard error, whole and at once."""
     while data:
         # A terminal may have been left in non-blocking mode by another program.

@@ -117,6 +117,7 @@ class Plan:
     env: Mapping[str, str]
     unset: tuple[str, ...]
     vendor: Vendor
+    elastic: bool = False
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """``environ`` as the job gets it."""
@@ -236,6 +237,7 @@ def plan(launch: Launch, machine: Machine, environ: Mapping[str, str]) -> Plan:
         env=env,
         unset=unset,
         vendor=machine.vendor,
+        elastic=launch.elastic,
     )
 
 

@@ -84,6 +84,8 @@ class Kind(enum.IntEnum):
     LOST = 24  # the peer is gone; a transport makes it itself, it never travels
     EVICTED = 25  # from the coordinator to a server: a worker was silent for too long
     FENCED = 26  # to that worker: nothing of it is taken any more
+    COMPLETE = 28  # to the coordinator: a server has all of a round; payload: of whom
+    COMMIT = 29  # from the coordinator: that round closes; payload: with whom
     ALIVE = 27  # to the coordinator: a worker waits, or computes for long; not answered
 
 

@@ -64,6 +64,7 @@ def rules_of(options: Options, threads: int) -> Rules:
         differences=options.compression.differences,
         seed=options.seed,
         threads=threads,
+        committed=options.commits,
         aggregate=options.robust,
     )
 

@@ -95,13 +95,24 @@ class Options:
                 "they do not; use shared_memory auto, or pull codec none"
             )
         object.__setattr__(self, "compression", compression)
-        _check_tolerance(self.fault_tolerant, self.lease, self.staleness)
+        _check_tolerance(self)
         checkpoints = CheckpointOptions(
             self.checkpoint_dir, self.checkpoint_every, self.checkpoint_keep, self.resume
         )
         object.__setattr__(self, "checkpoints", checkpoints)
         robust = check_aggregate(self.aggregate, self.staleness, compression.feedback)
         object.__setattr__(self, "robust", robust)
+
+    @property
+    def commits(self) -> bool:
+        """Whether synchronous rounds close when the coordinator commits them."""
+        return self.fault_tolerant and self.staleness == 0
+
+    @property
+    def room(self) -> int:
+        """How many unanswered chunks a worker may have at a server; a round that is to be committed
+        as a whole has to be there as a whole."""
+        return LARGEST_CHUNK_BYTES if self.commits else self.window
 
     def describe(self) -> dict[str, Any]:
         """What ranks compare."""
@@ -128,16 +139,25 @@ class Options:
         return roles
 
 
-def _check_tolerance(fault_tolerant: Any, lease: Any, staleness: int | None) -> None:
-    if not isinstance(fault_tolerant, bool):
-        raise ConfigError(f"fault_tolerant must be True or False, got {fault_tolerant!r}")
+def _check_tolerance(options: Options) -> None:
+    if not isinstance(options.fault_tolerant, bool):
+        raise ConfigError(f"fault_tolerant must be True or False, got {options.fault_tolerant!r}")
+    lease: Any = options.lease
     if isinstance(lease, bool) or not isinstance(lease, Real) or not 0 < float(lease) < math.inf:
         raise ConfigError(f"lease must be a number of seconds above 0, got {lease!r}")
-    if fault_tolerant and staleness == 0:
+    if not options.fault_tolerant or options.staleness != 0:
+        return
+    if options.compression.feedback == "ef21":
         raise ConfigError(
-            "fault_tolerant needs ssp or async mode, where a worker's pushes stand for themselves; "
-            "in sync mode use checkpoints and psgrad run --restarts"
+            "feedback ef21 needs all workers in every round, fault_tolerant goes on without those "
+            "that die; use feedback ef, or leave fault_tolerant out"
         )
+    for segment in options.segments:
+        if segment.members is not None:
+            raise ConfigError(
+                f"segment {segment.match!r} has members, and fault_tolerant in sync mode commits "
+                "rounds of all workers; use ssp mode, or leave fault_tolerant out"
+            )
 
 
 def check_chunk_bytes(chunk_bytes: int) -> None:

@@ -3,11 +3,13 @@
 ::
 
     runs/20260102-030405-mlp-digits-ssp/
-        config.toml          every key of the run but run_dir; `psgrad train config.toml` repeats it
+        config.toml          every key but run_dir, resume; `psgrad train config.toml` repeats it
         metrics.jsonl        one record a line
         model.safetensors    the parameters, by name
         summary.json         accuracy, time, bytes, staleness, ...
+        checkpoints/         with --checkpoint-every, the newest ones
         logs/                one file a rank, by role and rank
+        checkpoints/         with --checkpoint-every: what --resume goes on from
         records/             with --record, one file a rank: what psgrad replay needs
 """
 
@@ -16,24 +18,62 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from psgrad.checkpointing import AUTO
 from psgrad.config import Config
 from psgrad.errors import ConfigError
 from psgrad.metrics import to_json
+
+SUMMARY: Final = "summary.json"
 
 
 def default_name(config: Config, stamp: str) -> str:
     """The folder of a run without ``--run-dir``; ``stamp`` is its date and time."""
     dataset = Path(config.dataset.name).stem
     return f"runs/{stamp}-{config.model.name}-{dataset}-{config.mode}"
+
+
+def make(config: Config, stamp: str) -> Path:
+    """Makes a new folder for a run without a ``run_dir``; raises ``ConfigError``."""
+    folder = Path(default_name(config, stamp))
+    try:
+        return _make_new(folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def checkpoints(folder: Path) -> Path:
+    """Where a run writes its checkpoints, unless it is told another place."""
+    return folder / "checkpoints"
+
+
+def finished(config: Config) -> str | None:
+    """The summary of the run that ``config`` would go on with, if that is finished: who starts it
+    again and again until it is done has nothing more to do."""
+    if config.resume != AUTO or not config.run_dir:
+        return None
+    try:
+        return (Path(config.run_dir) / SUMMARY).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def say_finished(config: Config, summary: str) -> None:
+    """Says that there is nothing to do, as a run of ``config`` would end."""
+    sys.stderr.write(f"psgrad: run folder {config.run_dir} holds a finished run: nothing to do\n")
+    sys.stderr.flush()
+    if config.json:
+        sys.stdout.write(summary)
+        sys.stdout.flush()
 
 
 def create(config: Config, stamp: str) -> Path:
@@ -46,21 +86,25 @@ def create(config: Config, stamp: str) -> Path:
     folder = Path(config.run_dir or default_name(config, stamp))
     try:
         if config.run_dir:
-            if (folder / "summary.json").exists():
+            if (folder / SUMMARY).exists():
                 raise ConfigError(
                     f"run_dir {folder} holds a finished run; choose another --run-dir or remove it"
                 )
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = _make_new(folder)
-        # Not run_dir: the file repeats the run, and that must go into another folder.
-        keys = {key: value for key, value in config.nested().items() if key != "run_dir"}
+        # The file repeats the run from its start, and that must go into another folder.
+        keys = {k: v for k, v in config.nested().items() if k not in ("run_dir", "resume")}
         _write(folder / "config.toml", tomli_w.dumps(keys).encode())
     except OSError as error:
-        raise ConfigError(
-            f"cannot write the run folder {folder}: {error.strerror}; choose another --run-dir"
-        ) from error
+        raise _cannot_write(folder, error) from error
     return folder
+
+
+def _cannot_write(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot write the run folder {folder}: {error.strerror}; choose another --run-dir"
+    )
 
 
 def _make_new(folder: Path) -> Path:
@@ -89,7 +133,7 @@ def save_model(folder: Path, params: Mapping[str, NDArray[np.float32]]) -> None:
 
 def save_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Writes ``summary.json``: when it exists, the run has ended well."""
-    _write(folder / "summary.json", (to_json(summary) + "\n").encode())
+    _write(folder / SUMMARY, (to_json(summary) + "\n").encode())
 
 
 def sha256(params: Mapping[str, NDArray[np.float32]]) -> str:

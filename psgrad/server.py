@@ -10,12 +10,13 @@ import numpy as np
 
 from psgrad import control
 from psgrad.chunk_state import Counters, Reply
+from psgrad.commits import Commits, Round
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.crash import warn
 from psgrad.errors import CheckpointError, ConfigError, ProtocolError, RankLostError
 from psgrad.guard import is_finite
 from psgrad.intake import CHUNK_KINDS, PUSH_KINDS, Intake
-from psgrad.layout import Float32, Layout
+from psgrad.layout import Float32, Layout, assign
 from psgrad.leases import Leases
 from psgrad.messages import (
     HEADER_NBYTES,
@@ -79,6 +80,7 @@ class Server:
         self._running = set(range(roles.workers))
         self._finished = 0  # workers whose main has returned
         self._lost: set[int] = set()  # workers that are out of the run
+        self._commits: Commits | None = None
         self._ended: set[int] = set()  # servers for which all workers are done or gone
         self._first = 0  # the worker that gives first values
         self._leases = Leases(options.lease)
@@ -193,6 +195,11 @@ class Server:
         elif kind is Kind.EVICTED:
             if worker in self._running:
                 self._lose_worker(worker, f"worker {worker} was shut out by the coordinator")
+        elif kind is Kind.COMPLETE:
+            round_ = Round(header.clock, control.workers(payload, kind))
+            self._take_complete(header.sequence, round_)
+        elif kind is Kind.COMMIT:
+            self._commit(Round(header.clock, control.workers(payload, kind)))
         elif kind is Kind.WRITTEN and self._checkpoints is not None:
             self._checkpoints.take(control.written(payload))
         elif self._shard is None:
@@ -204,6 +211,8 @@ class Server:
             self._settle(self._shard, header, payload)
         else:
             self._serve_chunk(self._shard, header, payload)
+        if self._shard is not None and worker not in self._lost:
+            self._report_round(self._shard)
         if self._checkpoints is not None and self._shard is not None:
             self._see_checkpoints(self._checkpoints, self._shard, header, payload)
         self._check_rendezvous()
@@ -231,6 +240,48 @@ class Server:
         if header.kind is Kind.LEAVE:
             self._sink.log(f"worker {header.worker} left at clock {header.clock}")
             self._send(header.worker, Header(Kind.LEFT, run=self._run, worker=header.worker))
+
+    def _report_round(self, shard: Shard) -> None:
+        """Tells the coordinator of a round that is complete here, where it waits for that."""
+        complete = shard.complete_round()
+        if complete is None:
+            return
+        if self._transport.rank == 0:
+            self._take_complete(0, complete)
+            return
+        payload = encode_json({"workers": complete.workers})
+        header = Header(
+            Kind.COMPLETE,
+            run=self._run,
+            clock=complete.clock,
+            sequence=self._transport.rank,
+            nbytes=len(payload),
+        )
+        self._post(0, header, payload)
+
+    def _take_complete(self, server: int, complete: Round) -> None:
+        """On the coordinator: commits a round that is complete on all servers."""
+        if self._commits is None:
+            raise ProtocolError("only the coordinator commits rounds, and only after registration")
+        committed = self._commits.report(server, complete)
+        if committed is None:
+            return
+        payload = encode_json({"workers": committed.workers})
+        header = Header(Kind.COMMIT, run=self._run, clock=committed.clock, nbytes=len(payload))
+        for other in sorted(self._commits.servers - {0}):
+            self._post(other, header, payload)
+        if 0 in self._commits.servers:
+            self._commit(committed)
+
+    def _commit(self, committed: Round) -> None:
+        if self._shard is None:
+            raise ProtocolError("a round is committed before the registration")
+        for reply in self._shard.commit(committed):
+            self._reply(reply)
+        if self._checkpoints is not None:
+            for reply in self._checkpoints.cut_if_complete(self._shard, self._transport.now):
+                self._reply(reply)
+        self._report_round(self._shard)
 
     def _see_checkpoints(
         self, checkpoints: Checkpoints, shard: Shard, header: Header, payload: Any
@@ -345,6 +396,7 @@ class Server:
                     self._reply(reply)
             if worker == self._first and self._running:
                 self._ask_for_first_values(self._shard)
+            self._report_round(self._shard)
         if not self._running and not self._finished:
             raise RankLostError(f"{why}, and it was the last worker")
         self._register_if_all_came()
@@ -437,6 +489,10 @@ class Server:
         except CheckpointError as error:
             self._shard = None
             return str(error)
+        if rules.committed and transport.rank == 0:
+            owners = assign(layout.chunks(options.chunk_bytes), self._roles.servers)
+            begun = min(clocks_of(self._resuming, workers).values())
+            self._commits = Commits(frozenset(owners), begun)
         self._balance, self._layout, self._digest = mine.balance, layout, layout.digest
         if self._checkpoints is not None:
             clocks = clocks_of(self._resuming, workers)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from psgrad import errors
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import ThreadWriter, Writer
 from psgrad.committing import Committing
@@ -205,11 +206,12 @@ class Session:
         failed = [rank for rank, text in enumerate(texts) if text]
         if not failed:
             return value  # type: ignore[return-value]  # attempt returned
-        _, _, text = texts[failed[0]].partition("\n")
+        name, _, text = texts[failed[0]].partition("\n")
         alike = len({texts[rank] for rank in failed}) == 1
         if len(failed) < self.size and not (alike and len(failed) > 1):
             text = f"rank {failed[0]}: {text}"
-        shared = ConfigError(text) if problem is None else type(problem)(text)
+        kind: type[PsgradError] = getattr(errors, name, ConfigError)  # on all: one exit status
+        shared = kind(text)
         shared.spokesman = self.rank == 0
         raise shared from problem
 

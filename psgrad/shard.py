@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from psgrad import shard_state, waiting
 from psgrad.applying import Applier
 from psgrad.chunk_state import ChunkState, Counters, Pull, Push, Reply, Rules, fresh
+from psgrad.commits import OpenRound, Round
 from psgrad.consistency import (
     may_accept,
     may_answer,
@@ -57,7 +58,11 @@ class Shard:
         self._applier = Applier(rules, updater, self.counters)
         everyone = sorted(workers)
         self._live = set(everyone)  # those that have not left
+        self._lost: set[int] = set()  # those that have died
         self._marks = Marks()
+        self._open_round: OpenRound | None = None  # where rounds wait to be committed
+        if rules.committed:
+            self._open_round = OpenRound(frozenset(chunk.index for chunk in chunks))
         self.chunks = {
             chunk.index: fresh(chunk, layout.segments[chunk.segment].options, everyone, rules)
             for chunk in chunks
@@ -106,6 +111,7 @@ class Shard:
         Returns the answers that are due because of that; some may be to ``worker``.
         """
         self._live.discard(worker)
+        self._lost.add(worker)
         self._marks.drop(worker)
         replies: list[Reply] = []
         for state in self.chunks.values():
@@ -126,6 +132,23 @@ class Shard:
             replies += self._advance(state)
         return replies
 
+    def complete_round(self) -> Round | None:
+        """The round that is complete on all chunks, once for each set of workers that it has."""
+        return None if self._open_round is None else self._open_round.news(self._lost)
+
+    def commit(self, committed: Round) -> list[Reply]:
+        """The round closes with these workers; returns every answer that is due because of it."""
+        if self._open_round is None:
+            raise ProtocolError(f"round {committed.clock} is committed, rounds here close alone")
+        self._open_round.commit(committed.clock)
+        replies: list[Reply] = []
+        for state in self.chunks.values():
+            for worker in sorted(state.round.keys() - set(committed.workers)):
+                push = state.round.pop(worker)
+                replies.append(self._answer(state, push.header, Kind.ACK, Verdict.LATE, push))
+            replies += self._advance(state)
+        return replies
+
     def mark(self, worker: int, number: int, clock: int) -> None:
         """Cut ``number`` is behind this worker's push of ``clock``: later ones wait for the cut."""
         self._marks.put(worker, number, clock)
@@ -135,6 +158,8 @@ class Shard:
 
         It stays open until ``resume``.
         """
+        if self._open_round is not None and not self.is_between_rounds:
+            return None  # what is complete will be committed
         return self._marks.complete(self._live)
 
     @property
@@ -172,6 +197,8 @@ class Shard:
             state.rate = state.rate if rate is None else rate
             for worker in state.clocks:
                 state.clocks[worker] = clocks[worker]
+            if self._open_round is not None:
+                self._open_round.committed = min(clocks.values(), default=0)
             # The bound that they waited for holds for what is pulled from now on.
             for push in parked:
                 self._applier.set_rate(state, [push])
@@ -252,7 +279,10 @@ class Shard:
             if state.leaving:
                 self._let_go(state)
             if state.round and round_is_complete(_round_clock(state), state.clocks):
-                replies += self._close_round(state)
+                if self._may_close(state):
+                    replies += self._close_round(state)
+                elif self._open_round is not None:
+                    self._open_round.complete(state.chunk.index, state.round)
             moved = bool(state.parked) and self._let_in(state, replies)
         if state.pulls:
             replies += self._answer_pulls(state)
@@ -279,7 +309,12 @@ class Shard:
     def _accepts(self, state: ChunkState, push: Push) -> bool:
         if not state.ready or self._marks.holds(push.header.worker, push.header.clock):
             return False
+        if self._open_round is not None and push.header.clock > self._open_round.committed + 1:
+            return False
         return may_accept(push.header.clock, state.clocks, self.rules.bound).allowed
+
+    def _may_close(self, state: ChunkState) -> bool:
+        return self._open_round is None or _round_clock(state) <= self._open_round.committed
 
     def _accept(self, state: ChunkState, push: Push) -> list[Reply]:
         worker, clock = push.header.worker, push.header.clock
@@ -324,7 +359,8 @@ class Shard:
             header = pull.header
             live = header.worker in state.clocks
             decision = may_answer(header.clock, slowest, self.rules.bound)
-            if not state.ready or (live and not decision.allowed):
+            is_open = self._open_round is not None and header.clock > self._open_round.committed
+            if not state.ready or (live and (is_open or not decision.allowed)):
                 waiting.append(pull)
                 continue
             if live:

@@ -5,6 +5,7 @@ Each chunk stands for itself, so a checkpoint of any number of servers serves an
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -98,7 +99,12 @@ def _before(state: ChunkState, marks: Marks) -> Iterator[Push]:
 
 
 def _parked(state: ChunkState, source: Source, entry: Any) -> Push:
-    worker, clock, weight, rate, carries = entry
+    try:
+        worker, clock, weight, rate, carries = entry
+        worker, clock = operator.index(worker), operator.index(clock)
+        weight, rate = float(weight), float(rate)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"chunk/{state.chunk.index} has no such record: {error!r}") from error
     header = Header(
         Kind.PUSH,
         worker=worker,

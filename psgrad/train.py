@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from psgrad import aggregate, faults, outer, runfolder
+from psgrad.checkpointing import AUTO
 from psgrad.codecs import Compression
 from psgrad.compute import load_data
 from psgrad.config import Config, Source, Tables, resolve
@@ -88,6 +89,13 @@ def train_in(
     """
     config = session.agree(configuration)
     session.compare(config.flat())
+    if config.resume == AUTO:
+        # Rank 0 alone looks: the others may see the folder a moment later.
+        done = (runfolder.finished(config) if session.rank == 0 else None) or ""
+        if session.first("done" if done else ""):
+            if session.rank == 0:
+                runfolder.say_finished(config, done)
+            return
     roles = session.agree(lambda: Roles(session.size, config.servers))
     planted = session.agree(lambda: [faults.parse(text, roles) for text in config.inject])
     loaded = session.agree(lambda: load_data(config, roles, session.rank))
@@ -118,7 +126,7 @@ def train_in(
             file = stack.enter_context(runfolder.open_record(folder, session.rank))
             place = {"rank": session.rank, "size": session.size, "psgrad_version": __version__}
             recorder = Recorder(file, {**about, **place}, choices)
-        written = str(folder / "checkpoints")
+        written = str(runfolder.checkpoints(folder))
         session.run(
             main,
             servers=config.servers,

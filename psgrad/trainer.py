@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -15,7 +15,7 @@ from psgrad.compute import Compute, WorkerData
 from psgrad.config import Config
 from psgrad.crash import FORWARD_S
 from psgrad.data import Batches, IndexArray, partition
-from psgrad.data.ledger import Ledger
+from psgrad.data.ledger import IDLE, Ledger, Piece
 from psgrad.kernels import Kernels
 from psgrad.local import LocalSteps
 from psgrad.metrics import Sink, to_json
@@ -123,9 +123,15 @@ class Trainer:
         if worker.rank == 0:
             self._show(summary.opening(config, worker, self._folder))
         start = worker.now()
+        if config.fault_tolerant and not config.local:
+            counts = {w: self._batches_of(w).count(config.accumulate) for w in range(worker.size)}
+            self._ledger = Ledger.of(counts)
         self._train(self._batches.groups(config.accumulate), compute, learner, mpi_rank)
-        while (more := self._taken_over()) is not None:
-            self._train(more, compute, learner, mpi_rank)
+        if self._ledger is not None:
+            self._idle(self._ledger.work[worker.rank])
+            while pieces := self._taken_over(self._ledger):
+                self._train(self._steps_of(pieces), compute, learner, mpi_rank)
+                self._idle(pieces)
         tally, pushes = self._tally, self._tally.pushes
         worker.leave()  # may push once more: what feedback has kept back
         totals = worker.mean(
@@ -241,30 +247,31 @@ class Trainer:
             batches.take_over(first, left)
         return batches
 
-    def _taken_over(self) -> Steps | None:
-        """This worker's share of what workers that died have left; None when there is no more."""
-        config, worker = self._config, self._worker
-        if not config.fault_tolerant or config.local:
-            return None
-        if self._ledger is None:
-            counts = {w: self._batches_of(w).count(config.accumulate) for w in range(worker.size)}
-            self._ledger = Ledger.of(counts)
+    def _taken_over(self, ledger: Ledger) -> list[Piece]:
+        """This worker's share of what workers that died since the last time have left."""
+        worker = self._worker
         known = len(worker.lost)
         worker.barrier()
         if len(worker.lost) == known:
-            return None
+            return []
         begun = {} if worker.resumed is None else worker.resumed.clocks
         done = {w: clock - begun.get(w, 0) for w, clock in worker.lost.items()}
-        pieces = self._ledger.settle(done, worker.survivors)[worker.rank]
-        return chain.from_iterable(
-            islice(
-                self._batches_of(source).groups(config.accumulate),
-                steps.start,
-                steps.stop,
-                steps.step,
-            )
-            for source, steps in pieces
-        )
+        # Without a step to do there is still a rendezvous: others may die meanwhile.
+        return ledger.settle(done, worker.survivors)[worker.rank] or [Piece(IDLE, range(0))]
+
+    def _steps_of(self, pieces: Iterable[Piece]) -> Steps:
+        size = self._config.accumulate
+        for source, steps in pieces:
+            if source != IDLE:
+                groups = self._batches_of(source).groups(size)
+                yield from islice(groups, steps.start, steps.stop, steps.step)
+
+    def _idle(self, pieces: Iterable[Piece]) -> None:
+        """Steps without a gradient, for which others have one."""
+        for source, steps in pieces:
+            if source == IDLE:
+                for _ in steps:
+                    self._worker.step(weight=0.0)
 
     def _report(self, record: Mapping[str, Any]) -> None:
         """``record``, the summary, goes to files and to who looks on."""

@@ -70,7 +70,7 @@ class Worker:
             transport,
             roles,
             run,
-            options.window,
+            options.room,
             options.compression.pull,
             recorder,
             self._markers,

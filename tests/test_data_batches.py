@@ -126,3 +126,90 @@ def test_a_cursor_of_another_run_is_refused_and_changes_nothing(state, text):
         iterator.load_state_dict(state)
     assert str(error.value).startswith(text)
     assert iterator.state_dict() == {"epoch": 0, "position": 4}
+
+
+# What is left, and who takes it over
+
+
+@settings(deadline=None)
+@given(SHAPES, st.integers(0, 200))
+def test_what_was_given_and_the_rest_are_everything(shape, stop):
+    n, size, epochs = shape
+    iterator = batches(n, size, epochs)
+    given_ = [next(iterator, None) for _ in range(stop)]
+    for epoch in range(epochs):
+        seen = [i for each in given_ if each is not None and each[0] == epoch for i in each[1]]
+        rest = iterator.rest(epoch).tolist()
+        assert sorted(seen + rest) == list(range(100, 100 + n))
+
+
+def test_to_ask_for_the_rest_changes_nothing():
+    iterator, other = batches(), batches()
+    next(iterator), next(other)
+    for epoch in (0, 1):
+        iterator.rest(epoch)
+    assert drawn(iterator) == drawn(other)
+
+
+def test_what_was_taken_over_comes_first_and_then_whole_epochs():
+    iterator = batches(n=4, size=3, epochs=4)
+    iterator.take_over(1, {1: np.array([7, 8]), 2: np.array([], np.int64)})
+    seen = drawn(iterator)
+    assert [epoch for epoch, _ in seen] == [1, 3, 3]
+    assert sorted(seen[0][1]) == [7, 8]
+    assert sorted(seen[1][1] + seen[2][1]) == [100, 101, 102, 103]
+
+
+def test_who_takes_over_nothing_begins_behind_it():
+    iterator = batches(n=4, size=4, epochs=2)
+    iterator.take_over(0, {0: np.array([], np.int64)})
+    assert iterator.epoch == 1
+    assert [epoch for epoch, _ in drawn(iterator)] == [1]
+    iterator.take_over(0, {0: np.array([], np.int64), 1: np.array([], np.int64)})
+    assert drawn(iterator) == []
+
+
+def test_who_has_no_data_of_its_own_may_take_some_over():
+    iterator = batches(n=0, epochs=3)
+    iterator.take_over(0, {0: np.array([5]), 1: np.array([6, 7])})
+    assert [(epoch, sorted(i)) for epoch, i in drawn(iterator)] == [(0, [5]), (1, [6, 7])]
+
+
+def test_the_cursor_has_what_was_taken_over_and_not_given():
+    iterator = batches(n=6, size=2, epochs=4)
+    iterator.take_over(1, {1: np.array([1, 2, 3]), 2: np.array([4, 5])})
+    states, rest = [iterator.state_dict()], []
+    while (each := next(iterator, None)) is not None:
+        states.append(iterator.state_dict())
+        rest.append(each)
+    assert sorted(states[0]["leftovers"]) == ["1", "2"]
+    assert sorted(states[2]["leftovers"]) == ["2"]
+    assert "leftovers" not in states[3]
+    for i, state in enumerate(states):
+        again = batches(n=6, size=2, epochs=4)
+        again.load_state_dict(state)
+        assert drawn(again) == drawn(rest[i:])
+    assert [batch.last_begun for batch in (again, iterator)] == [4, 4]
+
+
+def test_the_last_epoch_begun_is_one_that_others_have_begun():
+    iterator = batches(epochs=5)
+    assert iterator.last_begun == 0
+    iterator.take_over(1, {1: np.array([3]), 2: np.array([], np.int64), 3: np.array([4])})
+    assert (iterator.epoch, iterator.last_begun) == (1, 3)
+    assert iterator.rest(3).tolist() == [4]
+    assert iterator.rest(2).size == iterator.rest(0).size == 0
+    assert iterator.rest(4).size == 10
+
+
+@pytest.mark.parametrize(
+    "leftovers",
+    [[], {"x": np.array([1])}, {"0": [1]}, {"0": np.array([1.0])}, {"0": np.array([[1]])},
+     {"-1": np.array([1])}, {"0": np.array([1], np.int32)}],
+)  # fmt: skip
+def test_leftovers_that_are_none_are_refused_and_change_nothing(leftovers):
+    iterator = batches(n=10, size=4, epochs=2)
+    next(iterator)
+    with pytest.raises(ConfigError, match="data cursor: leftovers must be int64 arrays by epoch"):
+        iterator.load_state_dict({"epoch": 0, "position": 0, "leftovers": leftovers})
+    assert iterator.state_dict() == {"epoch": 0, "position": 4}

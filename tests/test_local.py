@@ -667,3 +667,74 @@ def test_a_weight_that_cannot_be(weight):
 
     error = refused(body, staleness=0)
     assert str(error) == f"weight must be finite and at least 0, got {weight}"
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("elastic", [0.0, 0.3])
+def test_what_a_checkpoint_gets_does_not_change_with_the_next_steps(elastic):
+    """It may be written when those have been done: the marker is sent at the next exchange."""
+
+    def body(worker):
+        worker.register(arrays())
+        local = LocalSteps(worker, Momentum(0.1), 2, elastic=elastic)
+        go(worker, local, 2)
+        state = local.state_dict()
+        before = {name: np.copy(slot) for name, slot in state["slots"].items()}
+        copy = np.copy(state["copy"]) if elastic else None
+        go(worker, local, 1)
+        after = local.state_dict()["slots"]
+        for name, slot in state["slots"].items():
+            assert slot.tobytes() == before[name].tobytes() != after[name].tobytes()
+        assert ("copy" in state) == bool(elastic)
+        if elastic:
+            assert state["copy"].tobytes() == copy.tobytes()
+
+    session(body, staleness=1 if elastic else 0, optimizer=SGD(1.0))
+
+
+@pytest.mark.parametrize("elastic", [0.0, 0.3])
+def test_local_steps_go_on(elastic):
+    """With what they had, and the same steps, they come to the same."""
+
+    def body(worker):
+        worker.register(arrays())
+        first, second = (LocalSteps(worker, Adam(0.1), 3, elastic=elastic) for _ in range(2))
+        go(worker, first, 3)
+        second.load_state_dict(first.state_dict())
+        assert second.count == first.count == 3
+        assert second.learning_rate == first.learning_rate
+        mine, theirs = first.state_dict(), second.state_dict()
+        if not elastic:  # there the copy is what the servers have
+            np.copyto(second._copy, first._copy)
+        assert repr(mine) == repr(theirs)
+        for step in (1, 2):
+            for local in (first, second):
+                worker.grads["w"][...] = step
+                local.step()
+        assert flat(first.params).tobytes() == flat(second.params).tobytes()
+        first.exchange()
+
+    session(body, workers=1, staleness=1 if elastic else 0, optimizer=SGD(1.0))
+
+
+@pytest.mark.parametrize("spoiled", [np.nan, np.inf, None])
+def test_slots_that_are_not_there_or_not_finite_begin_anew(spoiled):
+    def body(worker):
+        worker.register(arrays())
+        local = LocalSteps(worker, Momentum(0.1), 2)
+        go(worker, local, 2)
+        state = local.state_dict()
+        name, slot = next(iter(state["slots"].items()))
+        if spoiled is None:  # of a worker that had left
+            state["slots"][name] = None
+        else:
+            slot[0] = spoiled
+        again = LocalSteps(worker, Momentum(0.1), 2)
+        again.load_state_dict(state)
+        assert again.count == 2
+        assert not any(slot.any() for slot in again.state_dict()["slots"].values())
+        assert again.state_dict()["applied"] == 0
+
+    session(body, workers=1, optimizer=SGD(1.0))

@@ -354,7 +354,10 @@ def test_the_command_names_what_differs_from_the_seed():
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ("worker=3", "unknown field of a scenario 'worker'; did you mean 'workers'?"),
+        (
+            "worker=3",
+            "unknown field of a scenario 'worker'; did you mean 'workers' or 'then_workers'?",
+        ),
         ("seed=3", "unknown field of a scenario 'seed'"),
         ("workers=many", "workers cannot be 'many'; now it is "),
         ("partition=1", "partition cannot be '1'; now it is False"),
