@@ -143,6 +143,17 @@ class Committing:
             self._writer.submit(lambda: self._commit(part))
         return said
 
+    def give_up(self) -> None:
+        """No more reports will come: what not every server has a part of is no checkpoint.
+
+        A worker may have died between its markers, when nobody else was left to mark.
+        """
+        for number in sorted({*self._open, *(report["number"] for report in self._early)}):
+            self._store.abandon(number)
+            self._note({"number": number, "error": "a worker has died while it was made"})
+        self._open.clear()
+        self._early.clear()
+
     def _commit(self, part: _Open) -> dict[str, Any]:
         """In the writer's thread."""
         number, problem = part.cut.number, part.errors[0] if part.errors else None

@@ -230,6 +230,11 @@ class Checkpoints:
             self._committing.take(report)
         return [], self._committing.advance()
 
+    def give_up(self) -> None:
+        """Nothing more will come, of a worker or a server: what is not whole never will be."""
+        if self._committing is not None and not (self._saving.busy or self._reports):
+            self._committing.give_up()
+
     def stats(self) -> dict[str, Any]:
         """Counters, by name."""
         committed = {} if self._committing is None else asdict(self._committing.committed)

@@ -112,7 +112,7 @@ class Server:
         """Answers until the main of every worker has returned."""
         saving = self._checkpoints
         self._transport.connect([r for r in range(self._roles.size) if self._hears(r)])
-        while self._running or (saving is not None and saving.busy):
+        while self._running or self._is_saving():
             patience = WRITING_S if saving is not None and saving.busy else self._beat_s
             message = self._transport.receive(self._intake.place, patience)
             if saving is not None:
@@ -145,6 +145,15 @@ class Server:
         if self._recorder is not None:
             self._recorder.took(peer, header)
         self._handle(header, payload)
+
+    def _is_saving(self) -> bool:
+        """Whether something of a checkpoint is still to be done."""
+        saving = self._checkpoints
+        if saving is None or not saving.busy:
+            return False
+        if not self._running and len(self._ended) == self._roles.servers - 1:
+            saving.give_up()
+        return saving.busy
 
     def _end_together(self) -> None:
         """Waits until all workers are done or gone for each server.

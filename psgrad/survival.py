@@ -28,7 +28,8 @@ from psgrad.scenario import LEARNING_RATE, Scenario
 from psgrad.shard import Shard
 from psgrad.transport.faults import Kill
 
-LONG_S: Final = 20.0  # for a lease
+LONG_S: Final = 1.2  # for a lease
+FROZEN_S: Final = 30.0  # for ten steps as long as that
 SETTLED_S: Final = 1.0  # by then, all servers know of all deaths and nothing is under way
 EVENTS: Final = 400_000  # who waits says that it lives, so a stall has no other end
 

@@ -18,7 +18,7 @@ from psgrad.layout import Float32
 from psgrad.scenario import Scenario
 from psgrad.session import Session
 from psgrad.shard import Shard
-from psgrad.survival import LONG_S, SETTLED_S, Books, Fates
+from psgrad.survival import FROZEN_S, LONG_S, SETTLED_S, Books, Fates
 from psgrad.transport.simulated import SimulatedTransport, Simulation
 from psgrad.transport.trace import Sink
 from psgrad.worker import Worker
@@ -192,7 +192,7 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
 def _compute(scenario: Scenario, worker: Worker, step: int, seconds: float, books: Books) -> None:
     fates = Fates.of(scenario)
     if step == scenario.freeze and worker.rank == fates.freezes:
-        worker.sleep(LONG_S)
+        worker.sleep(FROZEN_S)
         books.woken.add(worker.rank)
     if step == scenario.freeze and worker.rank == fates.computes_long:
         seconds += LONG_S

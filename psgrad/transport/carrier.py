@@ -18,7 +18,6 @@ from psgrad.transport.clockwork import Clockwork, Rank, SimulationError
 from psgrad.transport.network import Line, Wires
 from psgrad.transport.trace import Event, Sink
 
-NOTICED_S: Final = 0.02  # until a rank's death is known elsewhere
 POLLS: Final = 1_000_000  # of one message: no program asks that often if it ever waits
 
 
@@ -247,7 +246,8 @@ class Carrier:
     def tell(self, end: End, peer: int) -> None:
         """``end`` will know a little later that ``peer`` has died."""
         if self.ends[peer].tolerant:
-            self.clock.at(self.clock.now_s + NOTICED_S, self._notice, (end, peer))
+            when_s = self.clock.now_s + self._wires.noticed_s(end.rank.index, peer)
+            self.clock.at(when_s, self._notice, (end, peer))
 
     def _notice(self, what: tuple[End, int]) -> None:
         end, peer = what
