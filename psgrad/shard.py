@@ -150,7 +150,7 @@ class Shard:
         return replies
 
     def give_up(self) -> list[Reply]:
-        """No round closes any more: what workers that died had pushed into an open one goes back."""
+        """No round closes any more: what the dead had pushed into an open one goes back."""
         return [
             self._answer(state, state.round.pop(worker).header, Kind.ACK, Verdict.LATE, push)
             for state in self.chunks.values()
