@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from psgrad.cuts import Announcement, Cut
 from psgrad.errors import ProtocolError
 from psgrad.intake import PUSH_KINDS
 from psgrad.layout import Float32
-from psgrad.messages import Header, Kind
+from psgrad.messages import Flag, Header, Kind
 from psgrad.shard import Shard
 
 
@@ -39,7 +40,8 @@ class ServerSaving:
         self._file = f"server-{rank}.safetensors"
         self._copies: dict[str, Float32] = {}  # of the last snapshot: memory to be used again
         self._rows: dict[int, dict[tuple[int, int], Float32]] = {}  # worker -> (chunk, row)
-        self._names: dict[int, list[str]] = {}  # of the rows of each worker
+        # Of each worker, for each of its markers: the checkpoint's number, tensors by name.
+        self._marked: dict[int, deque[tuple[int, dict[str, Float32]]]] = {}
         self._first_s: float | None = None  # when the first marker of the open cut came
         self._refused: list[dict[str, Any]] = []
 
@@ -52,24 +54,31 @@ class ServerSaving:
         """A part of a worker's own state, before its marker."""
         self._rows.setdefault(header.worker, {})[header.chunk, header.version] = values
 
-    def marked(self, worker: int, rows: list[str], now_s: float) -> None:
+    def marked(self, worker: int, number: int, rows: list[str], now_s: float) -> None:
         """A worker has sent its marker, and ``rows`` are the names of what came before it."""
         if self._first_s is None:
             self._first_s = now_s
-        self._names[worker] = rows
-        came = self._rows.get(worker, {})
-        if any(row >= len(rows) for _, row in came):
-            raise ProtocolError(f"worker {worker} sent rows {sorted(came)}, named are {rows}")
+        came = self._rows.pop(worker, {})
+        most = max((row for _, row in came), default=-1)
+        if most >= len(rows):
+            raise ProtocolError(
+                f"worker {worker} sent row {most} of its state and named {len(rows)} rows"
+            )
+        tensors = {
+            f"chunk/{chunk}/worker/{worker}/{rows[row]}": values
+            for (chunk, row), values in came.items()
+        }
+        self._marked.setdefault(worker, deque()).append((number, tensors))
 
     def refuse(self, number: int, reason: str) -> None:
         """There will be no part of this checkpoint."""
+        self._take_rows(number)
         self._refused.append(_report(number, reason))
 
     def copy(self, shard: Shard, cut: Cut, now: Callable[[], float]) -> None:
         """Copies the shard, which stands at ``cut``, and has the copy written."""
         start_s = now()
         first_s, self._first_s = self._first_s, None
-        rows, self._rows = self._rows, {}
         if first_s is not None:
             waited = start_s - first_s
             self.saved.checkpoint_wait_s = max(self.saved.checkpoint_wait_s, waited)
@@ -86,11 +95,18 @@ class ServerSaving:
             tensors[name] = memory
 
         chunks = shard.save(keep)
-        for worker, mine in rows.items():
-            for (chunk, row), values in mine.items():
-                tensors[f"chunk/{chunk}/worker/{worker}/{self._names[worker][row]}"] = values
+        tensors.update(self._take_rows(cut.number))
         self.saved.checkpoint_copy_s = max(self.saved.checkpoint_copy_s, now() - start_s)
         self._writer.submit(lambda: self._write(cut.number, tensors, chunks))
+
+    def _take_rows(self, number: int) -> dict[str, Float32]:
+        """What the workers that have marked this checkpoint sent with it; nothing of it stays."""
+        found: dict[str, Float32] = {}
+        for queue in self._marked.values():
+            while queue and queue[0][0] <= number:
+                at, tensors = queue.popleft()
+                found.update(tensors if at == number else {})
+        return found
 
     def reports(self) -> list[dict[str, Any]]:
         """What the coordinator is to be told, once each."""
@@ -139,16 +155,16 @@ class Checkpoints:
         if header.kind is Kind.STATE:
             self._saving.row(header, payload)
         elif header.kind is Kind.MARK:
-            said = control.fields(payload, Kind.MARK, rows=(list,), state=(dict,))
+            rows, state = control.marker(payload)
             shard.mark(header.worker, header.sequence, header.clock)
-            self._saving.marked(header.worker, said["rows"], now())
+            self._saving.marked(header.worker, header.sequence, rows, now())
             if self._committing is not None:
-                self._committing.marked(header.worker, said["state"])
+                self._committing.marked(header.worker, state)
         elif header.kind is Kind.LEAVE:
             if self._committing is not None:
-                said = control.fields(payload, Kind.LEAVE, state=(dict,))
+                state = control.last_state(payload)
                 self._committing.saw(header.worker, header.clock)
-                self._committing.marked(header.worker, said["state"])
+                self._committing.marked(header.worker, state)
         else:
             return []
         return self.cut_if_complete(shard, now)
@@ -165,7 +181,8 @@ class Checkpoints:
         """A message about a chunk has come: the cut that is due now, if one is."""
         if self._committing is None:
             return None
-        if header.kind in PUSH_KINDS or header.kind is Kind.SETTLE:
+        pushed = header.kind in PUSH_KINDS and not header.flags & Flag.OPEN
+        if pushed or header.kind is Kind.SETTLE:  # of an open step, nobody has looked at the clock
             self._committing.saw(header.worker, header.clock)
         return self._committing.announce(now_s)
 

@@ -153,7 +153,9 @@ class Server:
         elif kind is Kind.EVICTED:
             if worker in self._running:
                 self._lose_worker(worker, f"worker {worker} was shut out by the coordinator")
-        elif kind is Kind.WRITTEN and self._checkpoints is not None:
+        elif kind is Kind.WRITTEN:
+            if self._checkpoints is None:
+                raise ProtocolError("a server reports a checkpoint, this run has none")
             self._checkpoints.take(control.written(payload))
         elif self._shard is None:
             raise ProtocolError(f"worker {worker} sends {kind.name} before its registration")
@@ -179,6 +181,8 @@ class Server:
             assert codec is not None, "_chunk_memory has looked"
             payload = self._gradients.open(payload, size, codec)
         if header.flags & Flag.OPEN:
+            if header.kind is not Kind.STEP:
+                raise ProtocolError(f"worker {header.worker} opens a step by {header.kind.name}")
             self._open.add(header, payload)
             # A look at it here, where there is time, saves the worker one where there is none.
             sound = not isinstance(payload, np.ndarray) or is_finite(payload)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psgrad.errors import LaunchError, ProtocolError
 from psgrad.messages import HEADER_NBYTES, Header, Kind
-from psgrad.transport import Buffer, Place, Sent
+from psgrad.transport import Buffer, Place, Sent, check_travelled
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -232,6 +232,11 @@ class MpiTransport:
         self._tolerant = True
 
     def drop(self, peer: int) -> None:
+        self._ready = deque(message for message in self._ready if message[0] != peer)
+        self._disconnect(peer)
+
+    def _disconnect(self, peer: int) -> None:
+        """Nothing more comes of ``peer``; what has come is there."""
         self._lost.add(peer)
         self._kept += [link for link in self._links if link.peer == peer]
         self._links = [link for link in self._links if link.peer != peer]
@@ -261,6 +266,7 @@ class MpiTransport:
         for link in self._links_with_header():
             buffer = link.buffers[link.head]
             header = Header.decode(buffer)
+            check_travelled(link.peer, header)
             request = self._begin_payload(link, header, buffer, place)
             link.ring[link.head].Start()
             link.head = (link.head + 1) % RING
@@ -334,7 +340,7 @@ class MpiTransport:
                 link.arriving.popleft()
                 self._ready.append((link.peer, header))
         for link in [link for link in self._links if link.lost]:
-            self.drop(link.peer)
+            self._disconnect(link.peer)
             self._ready.append((link.peer, Header(Kind.LOST)))
 
     def _forget_sent(self) -> None:

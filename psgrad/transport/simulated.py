@@ -26,7 +26,7 @@ from typing import Final, NoReturn, TypeVar
 
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.messages import Header
-from psgrad.transport import Buffer, Place, Sent
+from psgrad.transport import Buffer, Place, Sent, check_travelled
 from psgrad.transport.carrier import Carrier, End
 from psgrad.transport.clockwork import Clockwork, SimulationError, failure_of
 from psgrad.transport.faults import Fault, Kill, Partition
@@ -274,6 +274,7 @@ class SimulatedTransport:
         end.hears.discard(peer)
         end.lost.add(peer)
         end.inbox = deque(m for m in end.inbox if m.line.source != peer)
+        self._ready = deque(message for message in self._ready if message[0] != peer)
 
     def leave(self, status: int) -> None:
         self._carrier.note(self._rank, "kill")
@@ -316,6 +317,8 @@ class SimulatedTransport:
     def _take(self, place: Place) -> None:
         message = self._carrier.take(self._end)
         source, header = message.line.source, message.header
+        if not message.is_notice:
+            check_travelled(source, header)
         if header.nbytes:
             target = memoryview(place(source, header)).cast("B")
             if target.nbytes != header.nbytes:
