@@ -10,6 +10,7 @@ it is removed, and the newest valid one stays.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +62,9 @@ class Committing:
         self._opened = plan.number  # the last cut
         self._about: Mapping[str, Any] = {}
         self._warn = warn
-        self._workers: dict[int, Any] = {}  # the latest record of each worker
+        self._workers: dict[int, Any] = {}  # the record of each worker, as of the last cut
+        # Later ones, by worker, with the number of their cut.
+        self._marked: dict[int, deque[tuple[int, Any]]] = {}
         self._open: dict[int, _Open] = {}
         self._early: list[Mapping[str, Any]] = []  # reports of what is not open here yet
         self._whole: list[_Open] = []  # all has come, nothing is done about it yet
@@ -84,14 +87,18 @@ class Committing:
         """A push has come."""
         self._plan.saw(worker, clock)
 
-    def marked(self, worker: int, record: Any) -> None:
-        """A worker has sent its own state, with its marker or as it left."""
-        self._workers[worker] = record
+    def marked(self, worker: int, number: int, record: Any) -> None:
+        """A worker has sent its own state, with the marker of ``number``, or 0: as it left."""
+        self._marked.setdefault(worker, deque()).append((number, record))
 
     def opened(self, cut: Cut) -> None:
         """All markers have come: every server writes its part from now on."""
         self._plan.number = max(self._plan.number, cut.number)
         self._opened = cut.number
+        for worker, queue in self._marked.items():
+            number = 0
+            while queue and queue[0][0] <= cut.number and number < cut.number:
+                number, self._workers[worker] = queue.popleft()
         workers = {str(worker): self._workers[worker] for worker in sorted(self._workers)}
         self._open[cut.number] = _Open(cut, workers, missing=self._servers)
         early, self._early = self._early, []

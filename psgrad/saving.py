@@ -159,12 +159,12 @@ class Checkpoints:
             shard.mark(header.worker, header.sequence, header.clock)
             self._saving.marked(header.worker, header.sequence, rows, now())
             if self._committing is not None:
-                self._committing.marked(header.worker, state)
+                self._committing.marked(header.worker, header.sequence, state)
         elif header.kind is Kind.LEAVE:
             if self._committing is not None:
                 state = control.last_state(payload)
                 self._committing.saw(header.worker, header.clock)
-                self._committing.marked(header.worker, state)
+                self._committing.marked(header.worker, 0, state)
         else:
             return []
         return self.cut_if_complete(shard, now)
