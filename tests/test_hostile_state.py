@@ -281,6 +281,15 @@ def test_rows_of_the_next_marker_do_not_go_into_this_checkpoint():
     assert written_by(server) == 0
 
 
+def test_rows_of_a_marker_that_no_cut_has_used_are_left_out():
+    """Its worker died before the others had marked that checkpoint."""
+    server = saving()
+    server.row(row(1), ROW)
+    server.marked(1, 1, ["residual"], 0.0)
+    server.copy(OneChunk(), Cut(2, {0: 2}), lambda: 0.0)
+    assert written_by(server) == 0
+
+
 def test_rows_that_a_marker_does_not_name_are_refused():
     server = saving()
     server.row(row(0), ROW)
