@@ -23,6 +23,8 @@ SERVERS_KINDS: Final = frozenset(
     {Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.FINISH}
 )
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
+SERVER_KINDS: Final = frozenset({Kind.WRITTEN, Kind.EVICTED})
+"""What a server may send to another one; an eviction is the coordinator's."""
 
 
 class Intake:
@@ -56,6 +58,10 @@ class Intake:
         """A whole message has come: whether it is new, and its payload, if it has one."""
         self._check_sender(peer, header)
         _check_rate(peer, header)
+        if header.kind is Kind.STATE and not header.nbytes:
+            raise ProtocolError(
+                f"rank {peer} sends state of chunk {header.chunk} without a payload"
+            )
         payload = self._placed[peer].popleft()[0] if header.nbytes else None
         new = self._numbering.take(peer, header.number)
         self.repeated += not new
@@ -92,6 +98,8 @@ class Intake:
             if header.kind not in SERVERS_KINDS:
                 raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
             return
+        if header.kind in SERVER_KINDS:
+            raise ProtocolError(f"rank {peer} sends {header.kind.name}, which servers send alone")
         worker = self._roles.worker_of(peer)
         if header.worker != worker:
             raise ProtocolError(f"rank {peer} sends as worker {header.worker}, it is {worker}")

@@ -18,7 +18,7 @@ from psgrad.cuts import Announcement, Cut
 from psgrad.errors import ProtocolError
 from psgrad.intake import PUSH_KINDS
 from psgrad.layout import Float32
-from psgrad.messages import Header, Kind
+from psgrad.messages import Flag, Header, Kind
 from psgrad.shard import Shard
 
 Rows: TypeAlias = dict[tuple[int, int], Float32]  # (chunk, row) -> its part
@@ -56,7 +56,7 @@ class ServerSaving:
         """A part of a worker's own state, before its marker."""
         self._rows.setdefault(header.worker, {})[header.chunk, header.version] = values
 
-    def marked(self, worker: int, rows: list[str], now_s: float) -> None:
+    def marked(self, worker: int, number: int, rows: list[str], now_s: float) -> None:
         """A worker has sent its marker, and ``rows`` are the names of what came before it."""
         if self._first_s is None:
             self._first_s = now_s
@@ -114,6 +114,15 @@ class ServerSaving:
 
         return tensors, shard.save(keep)
 
+    def _take_rows(self, number: int) -> dict[str, Float32]:
+        """What the workers that have marked this checkpoint sent with it; nothing of it stays."""
+        found: dict[str, Float32] = {}
+        for queue in self._marked.values():
+            while queue and queue[0][0] <= number:
+                at, tensors = queue.popleft()
+                found.update(tensors if at == number else {})
+        return found
+
     def reports(self) -> list[dict[str, Any]]:
         """What the coordinator is to be told, once each."""
         due, self._refused = self._refused, []
@@ -166,14 +175,14 @@ class Checkpoints:
         if header.kind is Kind.STATE:
             self._saving.row(header, payload)
         elif header.kind is Kind.MARK:
-            said = control.fields(payload, Kind.MARK, rows=(list,), state=(dict,))
+            rows, state = control.marker(payload)
             shard.mark(header.worker, header.sequence, header.clock)
-            self._saving.marked(header.worker, said["rows"], now())
+            self._saving.marked(header.worker, header.sequence, rows, now())
             if self._committing is not None:
-                self._committing.marked(header.worker, said["state"])
+                self._committing.marked(header.worker, header.sequence, state)
         elif header.kind is Kind.LEAVE:
             if self._committing is not None:
-                said = control.fields(payload, Kind.LEAVE, state=(dict,))
+                state = control.last_state(payload)
                 self._committing.saw(header.worker, header.clock)
                 self._committing.left(header.worker, said["state"])
         else:
@@ -201,7 +210,8 @@ class Checkpoints:
         """A message about a chunk has come: the cut that is due now, if one is."""
         if self._committing is None:
             return None
-        if header.kind in PUSH_KINDS or header.kind is Kind.SETTLE:
+        pushed = header.kind in PUSH_KINDS and not header.flags & Flag.OPEN
+        if pushed or header.kind is Kind.SETTLE:  # of an open step, nobody has looked at the clock
             self._committing.saw(header.worker, header.clock)
         return self._committing.announce(now_s)
 

@@ -228,6 +228,8 @@ class Server:
             assert codec is not None, "_chunk_memory has looked"
             payload = self._gradients.open(payload, size, codec)
         if header.flags & Flag.OPEN:
+            if header.kind is not Kind.STEP:
+                raise ProtocolError(f"worker {header.worker} opens a step by {header.kind.name}")
             self._open.add(header, payload)
             # A look at it here, where there is time, saves the worker one where there is none.
             sound = not isinstance(payload, np.ndarray) or is_finite(payload)

@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from psgrad import control
 from psgrad.arrays import Arrays
 from psgrad.cuts import Markers
 from psgrad.errors import ConfigError, LayoutError, ProtocolError
@@ -23,7 +24,7 @@ from psgrad.joining import Joining, alike
 from psgrad.layout import Layout
 from psgrad.leases import BEATS
 from psgrad.links import ServerLinks
-from psgrad.messages import NO_RATE, Flag, Header, Kind, decode_json, encode_json
+from psgrad.messages import NO_RATE, Flag, Header, Kind, encode_json
 from psgrad.options import Options
 from psgrad.record import Recorder
 from psgrad.resuming import Resumed, Resuming
@@ -354,7 +355,7 @@ class Worker:
     def server_stats(self) -> list[dict[str, Any]]:
         """The counters of each server: updates, pushes, staleness_max, bytes, balance, ..."""
         answers = self._links.ask_all(Header(Kind.STATS), Kind.STATS_ARE)
-        return [decode_json(payload) for _, payload in answers]
+        return [control.counters(payload) for _, payload in answers]
 
     def finish(self) -> None:
         """Leaves and tells every server that this worker's main has returned."""

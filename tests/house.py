@@ -30,7 +30,7 @@ class Row(NamedTuple):
 HOUSE = (
     Row(0, "errors version"),
     Row(0, "crash"),
-    Row(1, "segments"),
+    Row(1, "segments stored"),
     Row(1, "kernels layout messages metrics roles"),
     Row(1, "control record"),
     Row(1, "arrays config pace"),

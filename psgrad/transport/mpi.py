@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psgrad.errors import LaunchError, ProtocolError
 from psgrad.messages import HEADER_NBYTES, Header, Kind
-from psgrad.transport import Buffer, Place, Sent
+from psgrad.transport import Buffer, Place, Sent, check_travelled
 
 if TYPE_CHECKING:
     from mpi4py import MPI
