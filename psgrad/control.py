@@ -35,7 +35,9 @@ class Result(NamedTuple):
 
     mean: dict[str, float]
     error: str | None
-    first: int
+    first: int = 0  # of an error, the worker that reports it
+    running: tuple[int, ...] = ()
+    lost: dict[int, int] = {}  # noqa: RUF012 - of a tuple, which nobody changes
 
 
 def fields(payload: Any, kind: Kind, **types: tuple[type, ...]) -> dict[str, Any]:
@@ -78,9 +80,18 @@ def result(payload: Any) -> Result:
     if isinstance(record, dict) and "error" in record:
         said = fields(payload, Kind.MET, error=(str,), first=(int,))
         return Result({}, said["error"], said["first"])
-    said = fields(payload, Kind.MET, mean=(dict,), first=(int,))
-    mean = said["mean"]
-    return Result({n: _field(mean, Kind.MET, n, (float,)) for n in mean}, None, said["first"])
+    said = fields(payload, Kind.MET, mean=(dict,), running=(list,), lost=(dict,))
+    mean, running, lost = said["mean"], said["running"], said["lost"]
+    if not running or not all(type(worker) is int and worker >= 0 for worker in running):
+        raise WireError(f"field 'running' of MET must have worker indices, got {_shown(running)}")
+    if not all(worker.isdecimal() for worker in lost):
+        raise WireError(f"field 'lost' of MET must have worker indices, got {_shown(lost)}")
+    return Result(
+        {name: _field(mean, Kind.MET, name, (float,)) for name in mean},
+        None,
+        running=tuple(running),
+        lost={int(worker): _field(lost, Kind.MET, worker, (int,)) for worker in lost},
+    )
 
 
 def counters(payload: Any) -> dict[str, float]:

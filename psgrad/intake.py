@@ -19,12 +19,10 @@ from psgrad.roles import Roles
 from psgrad.transport import Buffer
 
 PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
-SERVERS_KINDS: Final = frozenset(
-    {Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.FINISH}
-)
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
-SERVER_KINDS: Final = frozenset({Kind.WRITTEN, Kind.EVICTED})
-"""What a server may send to another one; an eviction is the coordinator's."""
+SERVER_KINDS: Final = frozenset({Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT})
+"""What servers alone send, to each other; beside it they say that they are done."""
+COORDINATOR_KINDS: Final = frozenset({Kind.EVICTED, Kind.COMMIT})
 
 
 class Intake:
@@ -95,7 +93,8 @@ class Intake:
         if header.run != self._run:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
         if self._roles.is_server(peer):
-            if header.kind not in SERVERS_KINDS:
+            leads = peer == 0 or header.kind not in COORDINATOR_KINDS
+            if not leads or header.kind not in SERVER_KINDS | {Kind.FINISH}:
                 raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
             return
         if header.kind in SERVER_KINDS:

@@ -56,13 +56,15 @@ class ServerSaving:
         """A part of a worker's own state, before its marker."""
         self._rows.setdefault(header.worker, {})[header.chunk, header.version] = values
 
-    def marked(self, worker: int, number: int, rows: list[str], now_s: float) -> None:
+    def marked(self, worker: int, rows: list[str], now_s: float) -> None:
         """A worker has sent its marker, and ``rows`` are the names of what came before it."""
         if self._first_s is None:
             self._first_s = now_s
         came = self._rows.pop(worker, {})
         if any(row >= len(rows) for _, row in came):
-            raise ProtocolError(f"worker {worker} sent rows {sorted(came)}, named are {rows}")
+            raise ProtocolError(
+                f"worker {worker} sent {len(came)} parts of rows and named {len(rows)} rows"
+            )
         self._marked[worker].append((rows, came))
 
     def forget(self, worker: int) -> None:
@@ -113,15 +115,6 @@ class ServerSaving:
             tensors[name] = self._copies[name] = memory
 
         return tensors, shard.save(keep)
-
-    def _take_rows(self, number: int) -> dict[str, Float32]:
-        """What the workers that have marked this checkpoint sent with it; nothing of it stays."""
-        found: dict[str, Float32] = {}
-        for queue in self._marked.values():
-            while queue and queue[0][0] <= number:
-                at, tensors = queue.popleft()
-                found.update(tensors if at == number else {})
-        return found
 
     def reports(self) -> list[dict[str, Any]]:
         """What the coordinator is to be told, once each."""
@@ -177,14 +170,14 @@ class Checkpoints:
         elif header.kind is Kind.MARK:
             rows, state = control.marker(payload)
             shard.mark(header.worker, header.sequence, header.clock)
-            self._saving.marked(header.worker, header.sequence, rows, now())
+            self._saving.marked(header.worker, rows, now())
             if self._committing is not None:
-                self._committing.marked(header.worker, header.sequence, state)
+                self._committing.marked(header.worker, state)
         elif header.kind is Kind.LEAVE:
             if self._committing is not None:
                 state = control.last_state(payload)
                 self._committing.saw(header.worker, header.clock)
-                self._committing.left(header.worker, said["state"])
+                self._committing.left(header.worker, state)
         else:
             return []
         return self.cut_if_complete(shard, now)

@@ -200,7 +200,9 @@ class Server:
             self._take_complete(header.sequence, round_)
         elif kind is Kind.COMMIT:
             self._commit(Round(header.clock, control.workers(payload, kind)))
-        elif kind is Kind.WRITTEN and self._checkpoints is not None:
+        elif kind is Kind.WRITTEN:
+            if self._checkpoints is None:
+                raise ProtocolError("a server reports a checkpoint, this run has none")
             self._checkpoints.take(control.written(payload))
         elif self._shard is None:
             raise ProtocolError(f"worker {worker} sends {kind.name} before its registration")

@@ -211,7 +211,7 @@ class Shard:
                 self._applier.set_rate(state, [push])
                 self._apply(state, [push], state.position)
                 if push.grad is not None:
-                    state.position += 1 / len(state.clocks)
+                    state.position += 1 / max(1, len(state.clocks))
 
     def share_work(self, shared: bool) -> None:
         """Whether threads take part in updates, which need cores that nobody else needs."""

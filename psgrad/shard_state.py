@@ -5,7 +5,6 @@ Each chunk stands for itself, so a checkpoint of any number of servers serves an
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
@@ -103,12 +102,17 @@ def _before(state: ChunkState, marks: Marks) -> Iterator[Push]:
 
 
 def _parked(state: ChunkState, source: Source, entry: Any) -> Push:
-    try:
-        worker, clock, weight, rate, carries = entry
-        worker, clock = operator.index(worker), operator.index(clock)
-        weight, rate = float(weight), float(rate)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"chunk/{state.chunk.index} has no such record: {error!r}") from error
+    where = f"a parked push of chunk/{state.chunk.index}"
+    if not isinstance(entry, list) or len(entry) != len(PARKED):
+        raise CheckpointError(f"{where} must have {', '.join(PARKED)}, got {shown(entry)}")
+    said = dict(zip(PARKED, entry, strict=True))
+    worker, clock = stored.count(said, "worker", where), stored.count(said, "clock", where)
+    weight, carries = stored.number(said, "weight", where), said["carries"]
+    if type(carries) is not bool or carries is not (weight > 0):
+        raise CheckpointError(f"{where} has weight {weight:g} and carries {shown(carries)}")
+    rate = stored.number(said, "rate", where, NO_RATE)
+    if NO_RATE < rate < 0:
+        raise CheckpointError(f"{where} has the learning rate {rate:g}")
     header = Header(
         Kind.PUSH,
         worker=worker,

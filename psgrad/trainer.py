@@ -240,7 +240,8 @@ class Trainer:
 
         def fresh(mine: int, workers: int) -> Batches:
             share = partition(labels, data.training, workers, scheme, seed)[mine]
-            return Batches(share, config.batch_size, seed, mine, config.epochs)
+            n = len(data.dataset)
+            return Batches(share, config.batch_size, seed, mine, config.epochs, samples=n)
 
         batches = fresh(worker, self._worker.size)
         if len(cursors) == self._worker.size:

@@ -339,14 +339,17 @@ class Worker:
             if self._exchange is not None:
                 self._exchange.mark_if_due()  # who waits for the marker may be who has to come
             self._links.take()
-        _, payload = self._links.await_control(Kind.MET)
-        result = decode_json(payload)
-        if "error" in result:
-            raise alike(ConfigError(result["error"]), result["first"], self.rank)
-        self.survivors = tuple(result["running"])
-        self.lost = {int(worker): clock for worker, clock in result["lost"].items()}
-        mean: dict[str, float] = result["mean"]
-        return mean
+        header, payload = self._links.await_control(Kind.MET)
+        result = control.result(payload)
+        if result.error is not None:
+            raise alike(ConfigError(result.error), result.first, self.rank)
+        if header.sequence != self._rendezvous or result.mean.keys() != values.keys():
+            raise ProtocolError(
+                f"worker {self.rank} waits for rendezvous {self._rendezvous} of {len(values)} "
+                f"values, got {header.sequence} of {len(result.mean)}"
+            )
+        self.survivors, self.lost = result.running, result.lost
+        return result.mean
 
     def barrier(self) -> None:
         """Waits until all workers whose main is still running have come here."""

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from psgrad.errors import CheckpointError, shown
+from psgrad.errors import CheckpointError
 from psgrad.layout import Float32
 
 ARRAY: Final = "psgrad.array"  # marks an array in JSON

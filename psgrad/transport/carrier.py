@@ -18,6 +18,7 @@ from psgrad.transport.clockwork import Clockwork, Rank, SimulationError
 from psgrad.transport.network import Line, Wires
 from psgrad.transport.trace import Event, Sink
 
+NOTICE: Final = -1  # the number of the message that says so, which nobody has sent
 POLLS: Final = 1_000_000  # of one message: no program asks that often if it ever waits
 
 

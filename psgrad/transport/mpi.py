@@ -270,6 +270,7 @@ class MpiTransport:
         for link in self._links_with_header():
             buffer = link.buffers[link.head]
             header = Header.decode(buffer)
+            check_travelled(link.peer, header)
             try:
                 request = self._begin_payload(link, header, buffer, place)
             except self._mpi.Exception as error:
