@@ -21,7 +21,7 @@ from psgrad.chaos.trial import Trial, draw
 from psgrad.chaos.victims import carry_out
 from psgrad.errors import PsgradError
 
-UNDISTURBED: Final = 3  # runs that are compared with, where not all of them give the same
+UNDISTURBED: Final = 5  # runs that are compared with, where not all of them give the same
 # Ends when what started it is gone.
 SPIN: Final = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
