@@ -170,8 +170,8 @@ def test_the_steps_of_an_attempt_are_told_from_those_before(tmp_path):
 
 @pytest.mark.parametrize("index", [13, 16])
 def test_a_killed_run_ends_as_if_nothing_had_been(mpi, tmp_path, index):
-    argv = ["chaos", "--runs", "1", "--seed", "11", "--first", index, "--limit", "90"]
-    ended = mpi.psgrad([*argv, "--json", tmp_path / "out.json"], timeout=200)
+    argv = ["chaos", "--runs", "1", "--seed", "11", "--first", index, "--limit", "150"]
+    ended = mpi.psgrad([*argv, "--json", tmp_path / "out.json"], timeout=300)
     assert ended.status == 0, ended.stdout + ended.stderr
     (record,) = json.loads((tmp_path / "out.json").read_text())
     assert record["faults"] == []

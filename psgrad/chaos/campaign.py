@@ -121,11 +121,14 @@ def campaign(options: Options, environ: Mapping[str, str]) -> list[Judged]:
     done = []
     indices = range(options.first, options.first + options.runs)
     with _spinning(options.spinners), ThreadPoolExecutor(options.jobs) as pool:
-        for judged in pool.map(one, indices):
-            done.append(judged)
-            print(judged.line, flush=True)
-            if judged.faults:
-                print(f"     again: {judged.trial.repeat}    its files: {place}", flush=True)
+        try:
+            for judged in pool.map(one, indices):
+                done.append(judged)
+                print(judged.line, flush=True)
+                if judged.faults:
+                    print(f"     again: {judged.trial.repeat}    its files: {place}", flush=True)
+        finally:  # what has begun ends by itself, and leaves nothing
+            pool.shutdown(cancel_futures=True)
     if not any(judged.faults for judged in done):
         shutil.rmtree(place)
     print(table(done))
