@@ -129,7 +129,7 @@ def test_the_table_counts_all_of_it():
     rows = dict(line.split(maxsplit=1) for line in campaign.table(judged).splitlines())
     assert rows == {
         "runs": "10",
-        "kills": "9",
+        "kills": "9, 10 attempts ended by them",
         "over": "before a kill  1",
         "hangs": "1",
         "wrong": "1",

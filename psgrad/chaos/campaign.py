@@ -143,7 +143,8 @@ def table(done: Sequence[Judged]) -> str:
     times = sorted(second for judged in done for second in judged.outcome.recoveries)
     rows = {
         "runs": str(len(done)),
-        "kills": str(sum(judged.outcome.killed for judged in done)),
+        "kills": f"{sum(judged.outcome.killed for judged in done)}, "
+        f"{sum(len(judged.outcome.ends) for judged in done)} attempts ended by them",
         "over before a kill": str(missed),
         "hangs": str(hangs),
         "wrong": str(wrong),
