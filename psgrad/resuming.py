@@ -51,6 +51,7 @@ def find(options: CheckpointOptions) -> Found:
     Raises ``CheckpointError`` where there is none, unless the newest one was asked for.
     """
     if not options.resume:
+        _check_fresh(options)
         return Found()
     folder = Path(options.folder if options.resume == AUTO else options.resume)
     if step_of(folder.name) is not None or (folder / MANIFEST).is_file():
@@ -65,6 +66,16 @@ def find(options: CheckpointOptions) -> Found:
             f"there is no valid checkpoint in {folder}" + "".join(f"; {line}" for line in skipped)
         )
     return Found(said=(f"there is no checkpoint in {folder} yet: the run begins at its start",))
+
+
+def _check_fresh(options: CheckpointOptions) -> None:
+    """Refuses to begin anew beside the checkpoints of another run: they would count as newer."""
+    there = found(Path(options.folder)) if options.every else []
+    if there:
+        raise ConfigError(
+            f"checkpoint_dir {options.folder} holds {there[0].name} of a run before; go on from it "
+            "with resume auto, or give another folder"
+        )
 
 
 def _check_later(path: Path, options: CheckpointOptions) -> None:

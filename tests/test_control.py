@@ -65,8 +65,10 @@ COUNTED = dict.fromkeys(control.COUNTED, 3)
 
 
 def test_what_servers_and_markers_say_comes_back():
-    assert control.result(b'{"mean": {"x": 1}, "first": 2}') == ({"x": 1.0}, None, 2)
-    assert math.isnan(control.result(b'{"mean": {"x": NaN}, "first": 2}').mean["x"])
+    met = control.result(b'{"mean": {"x": 1}, "running": [2, 4], "lost": {"3": 7}}')
+    assert (met.mean, met.error, met.running, met.lost) == ({"x": 1.0}, None, (2, 4), {3: 7})
+    nan = control.result(b'{"mean": {"x": NaN}, "running": [0], "lost": {}}')
+    assert math.isnan(nan.mean["x"])
     assert control.result(b'{"error": "no", "first": 2}') == ({}, "no", 2)
     assert control.counters(encode_json({**COUNTED, "balance": 1.5}))["balance"] == 1.5
     assert control.marker(encode_json(MARK)) == (["a", "b"], MARK["state"])
@@ -78,14 +80,23 @@ def test_what_servers_and_markers_say_comes_back():
 
 
 def written(**changes):
-    return encode_json({"number": 3, "error": None, "file": FILE, "chunks": {}, **changes})
+    return encode_json(
+        {"number": 3, "error": None, "file": FILE, "chunks": {}, "workers": [0], **changes}
+    )
+
+
+def met(**changes):
+    return encode_json({"mean": {}, "running": [0], "lost": {}, **changes})
 
 
 NEW_KINDS = [
     (control.result, b"[1]", "payload of MET must be an object, got list"),
     (control.result, b"{}", "payload of MET has no field 'mean'"),
-    (control.result, b'{"mean": {"x": "1"}, "first": 0}', "field 'x' of MET must be float"),
-    (control.result, b'{"mean": {}, "first": 0.5}', "field 'first' of MET must be int, got 0.5"),
+    (control.result, met(mean={"x": "1"}), "field 'x' of MET must be float"),
+    (control.result, met(running=[]), "field 'running' of MET must have worker indices, got list"),
+    (control.result, met(running=[0.5]), "field 'running' of MET must have worker indices"),
+    (control.result, met(lost={"x": 1}), "field 'lost' of MET must have worker indices"),
+    (control.result, met(lost={"1": "2"}), "field '1' of MET must be int"),
     (control.result, b'{"error": null, "first": 0}', "field 'error' of MET must be str, got None"),
     (control.counters, b"7", "payload of STATS_ARE must be an object, got 7"),
     (control.counters, b"{}", "payload of STATS_ARE has no field 'updates'"),

@@ -44,12 +44,27 @@ def test_a_mean(transport, worker):
 @pytest.mark.parametrize(
     ("sequence", "said", "error", "text"),
     [
-        (1, {"mean": {"x": "1"}, "first": 0}, WireError, "field 'x' of MET must be float"),
+        (
+            1,
+            {"mean": {"x": "1"}, "running": [0], "lost": {}},
+            WireError,
+            "field 'x' of MET must be float",
+        ),
         (1, {"mean": 7, "first": 0}, WireError, "field 'mean' of MET must be dict"),
         (1, {"mean": {"x": 1.0}}, WireError, "payload of MET has no field 'first'"),
         (1, {"error": 7, "first": 0}, WireError, "field 'error' of MET must be str"),
-        (2, {"mean": {"x": 1.0}, "first": 0}, ProtocolError, "waits for rendezvous 1 of 1 values"),
-        (1, {"mean": {"y": 1.0}, "first": 0}, ProtocolError, "waits for rendezvous 1 of 1 values"),
+        (
+            2,
+            {"mean": {"x": 1.0}, "running": [0], "lost": {}},
+            ProtocolError,
+            "waits for rendezvous 1 of 1 values",
+        ),
+        (
+            1,
+            {"mean": {"y": 1.0}, "running": [0], "lost": {}},
+            ProtocolError,
+            "waits for rendezvous 1 of 1 values",
+        ),
     ],
 )
 def test_a_mean_of_another_shape_is_refused_by_name(transport, worker, sequence, said, error, text):

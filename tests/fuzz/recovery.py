@@ -79,9 +79,16 @@ def heard_by(rank: int, options: Options, saving: bool) -> list[Said]:
             piece = b"" if kind is Kind.PULL else GRADIENT[c.start : c.stop].tobytes()
             tell(header, piece, workers)
 
+    def round_of(clock: int) -> None:
+        if options.commits:
+            kind = Kind.COMPLETE if rank == 0 else Kind.COMMIT
+            header = Header(kind, clock=clock, sequence=1 - rank)
+            said.append((1 - rank, bytes_of(header, encode_json({"workers": [0, 1]}))))
+
     tell(Header(Kind.REGISTER), encode_json({"layout": asdict(LAYOUT)}))
     each(Kind.INIT, 0, (0,))
     each(Kind.STEP, 1, weight=8.0)
+    round_of(1)
     if rank == 0:
         tell(Header(Kind.ALIVE))
     if saving:
@@ -90,9 +97,11 @@ def heard_by(rank: int, options: Options, saving: bool) -> list[Said]:
         tell(Header(Kind.MARK, clock=1, sequence=1), encode_json(rows))
         if rank == 0:
             file = {"name": "server-1.safetensors", "nbytes": 96, "checksum": "crc32:01234567"}
-            report = {"number": 1, "error": None, "file": file, "chunks": {"1": {"version": 2}}}
+            report = {"number": 1, "error": None, "file": file, "chunks": {"1": {"version": 2}},
+                      "workers": [0, 1]}  # fmt: skip
             said.append((1, bytes_of(Header(Kind.WRITTEN), encode_json(report))))
     each(Kind.STEP, 2, weight=8.0)
+    round_of(2)
     if rank == 0:
         tell(Header(Kind.MEET, sequence=1), encode_json({"values": {}, "weight": 1.0}))
     else:
@@ -106,7 +115,8 @@ def heard_by(rank: int, options: Options, saving: bool) -> list[Said]:
 
 def server(name: str, rank: int, saving: bool, **options: Any) -> Target:
     """Inputs in place of what worker 0 and the other server say."""
-    mine = Options(optimizer=SGD(0.1), chunk_bytes=64, servers=2, staleness=None, **options)
+    options = {"staleness": None, **options}
+    mine = Options(optimizer=SGD(0.1), chunk_bytes=64, servers=2, **options)
     script = heard_by(rank, mine, saving)
     inputs = [i for i, (peer, _) in enumerate(script) if peer != 3]
 
@@ -161,7 +171,7 @@ def life(options: Options) -> list[bytes]:
     params(1, encoded=True)
     said.append(bytes_of(Header(Kind.CUT, sequence=1, clock=1)))
     params(2, encoded=True)
-    met = {"mean": {"loss": 0.5}, "first": 0}
+    met = {"mean": {"loss": 0.5}, "running": [0], "lost": {}}
     said.append(bytes_of(Header(Kind.MET, sequence=1), encode_json(met)))
     said.append(bytes_of(Header(Kind.STATS_ARE), encode_json(STATS)))
     said.append(bytes_of(Header(Kind.LEFT)))
@@ -201,5 +211,7 @@ RECOVERY = (
     server("checkpoints", 0, True, checkpoint_dir="there", checkpoint_every="1"),
     server("tolerant", 1, True, checkpoint_dir="there", checkpoint_every="1", fault_tolerant=True),
     server("leases", 0, False, fault_tolerant=True),
+    server("rounds", 0, False, fault_tolerant=True, staleness=0),
+    server("round", 1, False, fault_tolerant=True, staleness=0),
     worker("whole", fault_tolerant=True, codec="topk:0.5", pull_codec="int8"),
 )
