@@ -91,14 +91,15 @@ def test_the_session_of_one_mpiexec(tmp_path):
 # --- real ranks, killed; a file of a job that runs beside them has to survive
 
 DIES = """
-import os, signal
+import os, signal, sys
 from mpi4py import MPI
 world = MPI.COMM_WORLD
 world.Barrier()
 names = [n for n in os.listdir("/dev/shm") if n.startswith(("sm_segment", "mpich_shm"))]
 mapped = open("/proc/self/maps").read()
 mine = [n for n in names if n in mapped]
-print(*mine, sep="\\n", flush=True)
+with open(os.path.join(sys.argv[1], f"rank-{world.rank}"), "w") as file:
+    file.write(" ".join(mine))
 world.Barrier()
 if world.rank == world.size - 1:
     victim = os.getpid()
@@ -110,29 +111,32 @@ signal.pause()
 
 
 @pytest.mark.parametrize("victim", ["a rank", "mpiexec"])
-def test_killed_ranks_leave_nothing(mpi, tmp_path, capfd, victim):
+def test_killed_ranks_leave_nothing(mpi, tmp_path, victim):
     if not leftovers.SHARED_MEMORY.is_dir():
         pytest.skip("there is no /dev/shm")
     mine = leftovers.SHARED_MEMORY / f"sm_segment.test.{os.getpid()}.0"
     holder = (
         f"import time; f = open({str(mine)!r}, 'wb'); print('ready', flush=True); time.sleep(600)"
     )
+    places = tmp_path / "told", tmp_path / "temporary"
+    for place in places:
+        place.mkdir()
     levels = 0 if victim == "a rank" else 2 if mpi.name == "mpich" else 1  # a Hydra has proxies
-    plan = mpi.plan(3, ["-c", DIES.replace("{levels}", str(levels))])
+    plan = mpi.plan(3, ["-c", DIES.replace("{levels}", str(levels)), places[0]])
     foreign = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE)
     # It begins while the job goes on, as far as a look before and one behind can see.
     seen = leftovers.segments()
     try:
         assert foreign.stdout is not None
         assert foreign.stdout.readline() == b"ready\n"
-        environ = dict(os.environ, TMPDIR=str(tmp_path))
+        environ = dict(os.environ, TMPDIR=str(places[1]))
         assert jobs.run(Plan(plan.argv, plan.env, plan.unset, plan.vendor), environ) != 0
-        names = set(capfd.readouterr().out.split())
+        names = {n for path in places[0].iterdir() for n in path.read_text().split()}
         assert names
         leftovers.sweep(seen)  # the same as a job that had begun before the foreign one
         assert mine.exists()
         assert not {path.name for path in leftovers.SHARED_MEMORY.iterdir()} & names
-        assert [p for p in tmp_path.iterdir() if not p.name.startswith("hydra_hwloc")] == []
+        assert [p for p in places[1].iterdir() if not p.name.startswith("hydra_hwloc")] == []
     finally:
         foreign.send_signal(signal.SIGKILL)
         foreign.communicate()
