@@ -69,13 +69,14 @@ def test_what_servers_and_markers_say_comes_back():
     assert (met.mean, met.error, met.running, met.lost) == ({"x": 1.0}, None, (2, 4), {3: 7})
     nan = control.result(b'{"mean": {"x": NaN}, "running": [0], "lost": {}}')
     assert math.isnan(nan.mean["x"])
-    assert control.result(b'{"error": "no", "first": 2}') == ({}, "no", 2)
+    failed = control.result(b'{"error": "no", "first": 2}')
+    assert (failed.error, failed.first) == ("no", 2)
     assert control.counters(encode_json({**COUNTED, "balance": 1.5}))["balance"] == 1.5
     assert control.marker(encode_json(MARK)) == (["a", "b"], MARK["state"])
     assert control.last_state(b'{"state": {}}') == {}
-    said = {"number": 3, "error": None, "file": FILE, "chunks": {"0": {}}}
+    said = {"number": 3, "error": None, "file": FILE, "chunks": {"0": {}}, "workers": [0]}
     assert control.written(encode_json(said)) == said
-    failed = {"number": 3, "error": "no space", "file": None, "chunks": {}}
+    failed = {"number": 3, "error": "no space", "file": None, "chunks": {}, "workers": []}
     assert control.written(encode_json(failed)) == failed
 
 

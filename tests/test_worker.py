@@ -29,12 +29,12 @@ def met(transport, sequence=1, **said):
 
 
 def test_a_mean(transport, worker):
-    met(transport, mean={"x": 3}, first=1)
+    met(transport, mean={"x": 3}, running=[0, 1], lost={})
     assert worker.mean({"x": 1.0}) == {"x": 3.0}
-    assert not worker.is_first
-    met(transport, 2, mean={}, first=0)
+    assert (worker.survivors, worker.lost) == ((0, 1), {})
+    met(transport, 2, mean={}, running=[0], lost={"1": 7})
     worker.barrier()
-    assert worker.is_first
+    assert (worker.survivors, worker.lost) == ((0,), {1: 7})
     met(transport, 3, error="all must bring the same names", first=0)
     with pytest.raises(ConfigError, match="the same names") as caught:
         worker.mean({"x": 1.0})
@@ -50,8 +50,8 @@ def test_a_mean(transport, worker):
             WireError,
             "field 'x' of MET must be float",
         ),
-        (1, {"mean": 7, "first": 0}, WireError, "field 'mean' of MET must be dict"),
-        (1, {"mean": {"x": 1.0}}, WireError, "payload of MET has no field 'first'"),
+        (1, {"mean": 7, "running": [0], "lost": {}}, WireError, "field 'mean' of MET must be dict"),
+        (1, {"mean": {"x": 1.0}}, WireError, "payload of MET has no field 'running'"),
         (1, {"error": 7, "first": 0}, WireError, "field 'error' of MET must be str"),
         (
             2,
