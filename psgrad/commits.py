@@ -62,7 +62,7 @@ class OpenRound:
 
     def news(self, lost: Iterable[int]) -> Round | None:
         """What the coordinator is to be told, if that is new; ``lost`` are workers that died."""
-        if self._complete.keys() != self.chunks:
+        if not self.chunks or self._complete.keys() != self.chunks:
             return None
         # Of one that died on its way through the chunks, some are not there.
         workers = frozenset.intersection(*self._complete.values()) - frozenset(lost)

@@ -48,7 +48,7 @@ class Scenario:
     are made; one of them is gone on from with ``then_workers`` and ``then_servers`` (0: as many as
     before).
 
-    In ssp and async mode workers may die: each of ``deaths`` is a number of transport calls after
+    Workers may die: each of ``deaths`` is a number of transport calls after
     which one does, and at ``death_s`` seconds two more die at once. With ``lease_s`` above 0, one
     worker is frozen in its step ``freeze``, for far longer, and another one has a step as long in
     which it says that it is alive.
@@ -252,7 +252,7 @@ class _Draw:
 def _losses(scenario: Scenario) -> dict[str, Any]:
     """Fields that say which workers die, or none: drawn by themselves, so that others stay."""
     draw = _Draw(LOSSES | scenario.seed)
-    if scenario.bound == 0 or scenario.workers == 1 or draw.among((True, False)):
+    if scenario.workers == 1 or scenario.feedback == "ef21" or draw.among((True, False)):
         return {}
     most = scenario.workers - 1
     calls = draw.among((8, 20, 60, 200, 400))

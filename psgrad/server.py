@@ -123,6 +123,8 @@ class Server:
                 self._take(*message)
         if self._options.fault_tolerant:
             self._end_together()
+            for reply in [] if self._shard is None else self._shard.give_up():
+                self._reply(reply)
         self._sharing.close()
         if self._shard is not None and (blocked := self._shard.blocked()):
             raise ProtocolError("the run ended with unanswered messages: " + "; ".join(blocked))

@@ -150,6 +150,15 @@ class Shard:
             replies += self._advance(state)
         return replies
 
+    def give_up(self) -> list[Reply]:
+        """No round closes any more: what the dead had pushed into an open one goes back."""
+        return [
+            self._answer(state, state.round.pop(worker).header, Kind.ACK, Verdict.LATE, push)
+            for state in self.chunks.values()
+            for worker, push in sorted(state.round.items())
+            if worker in self._lost
+        ]
+
     def mark(self, worker: int, number: int, clock: int) -> None:
         """Cut ``number`` is behind this worker's push of ``clock``: later ones wait for the cut.
 
@@ -165,14 +174,20 @@ class Shard:
 
         It stays open until ``resume``.
         """
-        if self._open_round is not None and not self.is_between_rounds:
-            return None  # what is complete will be committed
-        return self._marks.complete(self._live)
+        cut = self._marks.complete(self._live)
+        if cut is None or self._open_round is None or self.is_between_rounds:
+            return cut
+        # In step, all have pushed the open round, which will be committed. Else nobody pushes the
+        # rest of it before ``resume``.
+        return None if len(set(cut.clocks.values())) == 1 else cut
 
     @property
     def is_between_rounds(self) -> bool:
-        """Whether no chunk has pushes of a round that is open: those are in no checkpoint."""
-        return not any(state.round for state in self.chunks.values())
+        """Whether no chunk has pushes of a round that is open: those are in no checkpoint.
+
+        What has come of workers that died is in no round by itself.
+        """
+        return not any(state.round.keys() - self._lost for state in self.chunks.values())
 
     def save(self, keep: Callable[[str, Float32], None]) -> dict[str, Any]:
         """Hands every array to ``keep``, which copies it; the rest by chunk, as JSON."""

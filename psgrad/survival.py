@@ -6,16 +6,18 @@ for itself
 - that no push was applied twice, and of each worker its first ones without a gap;
 - that all pushes of the workers that live were applied, and of those that died, all that had been
   answered;
+- in sync mode, that each round was closed with the same workers on all chunks;
 - with plain SGD and float32, that the parameters at the end are the initial ones less the rate
   times the sum of what was applied: nothing else, and nothing of it half.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +72,9 @@ def kills(scenario: Scenario) -> list[Kill]:
     return by_call + [Kill(servers + w, at_s=at_s, tolerated=True) for w in fates.die_at_once]
 
 
+Applied: TypeAlias = tuple[tuple[int, int], ...]  # an update's pushes: (worker, clock)
+
+
 @dataclass
 class Books:
     """What workers have pushed, float64[n] by (worker, clock), and what shards have applied."""
@@ -78,7 +83,7 @@ class Books:
     answered: dict[int, int] = field(default_factory=dict)  # worker -> clock of its last answer
     left: dict[int, int] = field(default_factory=dict)  # worker -> its last clock, all of it
     woken: set[int] = field(default_factory=set)  # workers that were frozen
-    applied: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    applied: dict[int, list[Applied]] = field(default_factory=lambda: defaultdict(list))
     chunks: dict[int, Chunk] = field(default_factory=dict)
 
 
@@ -89,7 +94,8 @@ class Booking(Shard):
 
     def _apply(self, state: ChunkState, pushes: Sequence[Push], position: float) -> None:
         self.books.chunks[state.chunk.index] = state.chunk
-        self.books.applied[state.chunk.index] += [(p.header.worker, p.header.clock) for p in pushes]
+        applied = tuple((push.header.worker, push.header.clock) for push in pushes)
+        self.books.applied[state.chunk.index].append(applied)
         super()._apply(state, pushes, position)
 
 
@@ -121,6 +127,10 @@ def check(
     for chunk, applied in books.applied.items():
         _check_order(books, chunk, applied, died)
     compared = ["survivors"]
+    if scenario.bound == 0:
+        if len({tuple(applied) for applied in books.applied.values()}) > 1:
+            raise InvariantError("a round was closed with other workers on one chunk than another")
+        compared.append("rounds")
     if scenario.optimizer == "sgd" and scenario.codec == "none":
         _check_mass(scenario, books, ends[first])
         compared.append("accepted")
@@ -131,11 +141,9 @@ def check(
     return compared
 
 
-def _check_order(
-    books: Books, chunk: int, applied: Sequence[tuple[int, int]], died: set[int]
-) -> None:
+def _check_order(books: Books, chunk: int, applied: Sequence[Applied], died: set[int]) -> None:
     clocks: dict[int, list[int]] = {}
-    for worker, clock in applied:
+    for worker, clock in itertools.chain.from_iterable(applied):
         clocks.setdefault(worker, []).append(clock)
     for worker, seen in clocks.items():
         start = seen[0] - 1
@@ -156,9 +164,24 @@ def _check_mass(scenario: Scenario, books: Books, params: Float32) -> None:
     total = np.zeros(start.size)
     for chunk, applied in books.applied.items():
         here = books.chunks[chunk]
-        for key in applied:
-            total[here.start : here.stop] += books.pushed[key][here.start : here.stop]
+        for update in applied:
+            parts = [
+                books.pushed[worker, clock][here.start : here.stop] for worker, clock in update
+            ]
+            shares = _shares(scenario, update)
+            total[here.start : here.stop] += sum(s * p for s, p in zip(shares, parts, strict=True))
     size = 1.0 + np.abs(start).max() + LEARNING_RATE * np.abs(total).max()
     error = float(np.abs(start - LEARNING_RATE * total - params).max())
     if error > 1e-4 * size:
         raise InvariantError(f"the parameters differ from what was accepted by {error:g}")
+
+
+def _shares(scenario: Scenario, update: Applied) -> list[float]:
+    """By what each push of an update is multiplied: in sync mode, its share of the samples."""
+    if scenario.bound != 0:
+        return [1.0 for _ in update]
+    weights = [
+        0.0 if scenario.is_skipped(worker, clock) else scenario.weight(worker, clock)
+        for worker, clock in update
+    ]
+    return [weight / (sum(weights) or 1.0) for weight in weights]

@@ -157,7 +157,8 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
     for step in range(place.step + 1, scenario.steps_of(worker.rank) + 1):
         flat = np.concatenate([params[name] for name in names])
         _compute(scenario, worker, step, compute.seconds(worker.rank, step), books)
-        if flat.tobytes() != b"".join(params[name].tobytes() for name in names):
+        same = flat.tobytes() == b"".join(params[name].tobytes() for name in names)
+        if not same and worker.rank not in books.woken:  # others have gone on without it
             raise InvariantError(f"parameters of worker {worker.rank} changed while it computed")
         place.step = step
         grad = scenario.gradient(worker.rank, step, flat)
