@@ -1,0 +1,125 @@
+"""Elastic jobs on real ranks, to which something is done while they go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from installed_mpi import environment
+
+from psgrad import jobs
+
+POLL_S = 0.005
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class Job:
+    """``psgrad run --elastic``, as it goes on; ``lines`` are those on stderr, with their times.
+
+    Whatever it waits for comes within ``limit_s`` seconds of its start, or ``TimeoutError`` is
+    raised. As a context manager it leaves no process behind.
+    """
+
+    def __init__(self, mpi, ranks, arguments, *, limit_s=90.0, stdout=None):
+        self.lines: list[tuple[float, str]] = []
+        self.start_s = time.monotonic()
+        self._end_s = self.start_s + limit_s
+        command = [mpi.python, "-m", "psgrad", "run", "--np", ranks, "--elastic", "--", *arguments]
+        self._process = subprocess.Popen(
+            [str(word) for word in command],
+            env={**environment(), **ONE_THREAD},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._process.poll() is None:
+            jobs.kill({*jobs.descendants(self._process.pid), self._process.pid})
+            self._process.wait()
+        self._reader.join()
+        self._process.stderr.close()
+
+    @property
+    def stderr(self):
+        """What was written so far."""
+        return "".join(line for _, line in list(self.lines))
+
+    def until(self, condition, what):
+        """Waits for ``condition()``, and returns it."""
+        while not (value := condition()):
+            over = self._process.poll() is not None
+            if over and not (value := condition()):
+                raise AssertionError(f"the job is over without {what}:\n{self.stderr}")
+            if time.monotonic() > self._end_s:
+                raise TimeoutError(f"no {what} in time:\n{self.stderr}")
+            if not value:
+                time.sleep(POLL_S)
+        return value
+
+    def line(self, text):
+        """Waits for a line with ``text``; (its time, the line)."""
+
+        def find():
+            return next(((at, line) for at, line in list(self.lines) if text in line), None)
+
+        return self.until(find, f"line {text!r}")
+
+    def step(self, metrics: Path, number):
+        """Waits until worker 0 has come to step ``number``."""
+        self.until(lambda: last_step(metrics) >= number, f"step {number}")
+
+    def send(self, rank, signum):
+        """A signal to a rank; the time."""
+        os.kill(self.until(lambda: self._pid(rank), f"rank {rank}"), signum)
+        return time.monotonic()
+
+    def kill(self, rank):
+        """SIGKILL to a rank; the time."""
+        return self.send(rank, signal.SIGKILL)
+
+    def status(self):
+        """Waits for the end of the job; its status."""
+        self.until(lambda: self._process.poll() is not None, "end")
+        self._reader.join()
+        return self._process.returncode
+
+    def _pid(self, rank):
+        mark = f"OMPI_COMM_WORLD_RANK={rank}".encode()
+        for pid in jobs.descendants(self._process.pid):
+            with suppress(OSError):
+                if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    return pid
+        return None
+
+    def _read(self):
+        for line in self._process.stderr:
+            self.lines.append((time.monotonic(), line))
+
+
+def records(metrics: Path, kind="step"):
+    """The whole records of a file that may be written at this moment."""
+    with suppress(OSError):
+        text = metrics.read_text().rpartition("\n")[0]
+        found = [json.loads(line) for line in text.splitlines()]
+        return [record for record in found if record["kind"] == kind]
+    return []
+
+
+def last_step(metrics: Path):
+    """The last step of worker 0; 0 before the first."""
+    steps = records(metrics)
+    return steps[-1]["step"] if steps else 0
