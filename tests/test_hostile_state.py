@@ -11,6 +11,7 @@ import pytest
 from fuzz import stored as samples
 from fuzz.recovery import Memory
 
+from psgrad.checkpoint.convert import parameters
 from psgrad.checkpoint.manifest import Manifest
 from psgrad.checkpoint.strict_json import parse
 from psgrad.checkpoint.writer import InlineWriter
@@ -84,6 +85,15 @@ def test_a_layout_of_any_size_costs_nothing_before_it_is_compared():
     layout["tensors"] = [{**layout["tensors"][0], "shape": [1 << 40], "stop": 1 << 40}]
     found = resuming(changed("state", "layout", to=layout))
     assert "does not fit" in found.differs(samples.LAYOUT)
+
+
+def test_nothing_is_exported_that_files_cannot_hold():
+    layout = copy.deepcopy(CONTENT["state"]["layout"])
+    layout["segments"] = [{**layout["segments"][0], "stop": 1 << 40}]
+    layout["tensors"] = [{**layout["tensors"][0], "shape": [1 << 40], "stop": 1 << 40}]
+    content = Manifest.from_bytes(samples.sealed(changed("state", "layout", to=layout)))
+    with pytest.raises(CheckpointError, match=r"no layout that fits its files: .* in 4096 bytes"):
+        parameters(samples.Stored(content))
 
 
 @pytest.mark.parametrize("text", [b'{"a": 1e999}', b'{"a": [-1e999]}'])

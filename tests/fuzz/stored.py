@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from fuzz.files import FOLDER
 from fuzz.mutate import Dice
 from fuzz.roles import GRADIENT, LAYOUT
 from psgrad.arrays import Arrays
+from psgrad.checkpoint.convert import parameters
 from psgrad.checkpoint.files import FileRecord, open_tensors, write_tensors
 from psgrad.checkpoint.manifest import Manifest
 from psgrad.checkpoint.strict_json import parse
@@ -89,7 +91,7 @@ DATA = FILES_OF_TENSORS[0][HEADER_END:]
 def length(data: bytearray, dice: Dice) -> None:
     """The header is as long as it says, sometimes."""
     end = data.find(b"}}")
-    if end >= 0 and dice.below(2):
+    if end >= 6 and dice.below(2):
         data[:8] = (end + 2 - 8).to_bytes(8, "little")
 
 
@@ -219,6 +221,8 @@ def manifest(workers: int) -> bytes:
 class Stored:
     """A checkpoint of that manifest; every tensor that is asked for is there."""
 
+    path = Path("a-checkpoint")
+
     def __init__(self, found: Manifest) -> None:
         self.manifest = found
 
@@ -264,6 +268,14 @@ def read_resumed(sample: int, data: bytes) -> None:
 
 CONTENTS = (manifest(2), manifest(3))
 
+
+def read_exported(sample: int, data: bytes) -> None:
+    """Its parameters, for other programs."""
+    stored: Any = Stored(Manifest.from_bytes(sealed(data)))
+    named = parameters(stored)
+    assert sum(array.size for array in named.values()) == N
+
+
 STORED = (
     Target(
         "manifest", tuple(sealed(c) for c in CONTENTS), read_manifest, 2, limit=4 << 20, wire=False
@@ -281,5 +293,6 @@ STORED = (
         tuple(json.dumps(packed(state)).encode() for state, _ in STATES),
         read_state, 2, json=True, limit=4 << 20, wire=False,
     ),
+    Target("export", CONTENTS, read_exported, 2, json=True, limit=4 << 20, wire=False),
     Target("resuming", CONTENTS, read_resumed, 2, json=True, limit=4 << 20, wire=False),
 )  # fmt: skip
