@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -136,6 +137,11 @@ def _of(opened: Checkpoint) -> dict[str, Any]:
         key: manifest.state[key] if isinstance(manifest.state.get(key), kind) else None
         for key, kind in kinds.items()
     }
+    if known["saved_at"] is None:  # the manifest was written last
+        from psgrad.checkpoint import MANIFEST
+
+        saved_s = (opened.path / MANIFEST).stat().st_mtime
+        known["saved_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(saved_s))
     return {"step": manifest.step, "nbytes": manifest.nbytes, "psgrad": manifest.psgrad, **known}
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from psgrad.checkpoint.files import FileRecord
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import Writer
-from psgrad.cuts import Announcement, Cut, CutPlan
-from psgrad.errors import CheckpointError
+from psgrad.cuts import LAST, Announcement, Cut, CutPlan
+from psgrad.errors import CheckpointError, ProtocolError
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Committing:
         self._writer = writer
         self._plan = plan
         self._servers = servers
+        self._opened = plan.number  # the last cut
         self._about: Mapping[str, Any] = {}
         self._warn = warn
         # Of markers, the oldest first: a worker may be at its next one, or have left, already.
@@ -119,8 +120,13 @@ class Committing:
 
     def take(self, report: Mapping[str, Any]) -> None:
         """A server has written its part, or could not."""
-        part = self._open.get(report["number"])
+        number = report["number"]
+        part = self._open.get(number)
         if part is None:  # there, the last marker came earlier than here
+            if not self._opened < number <= LAST:
+                raise ProtocolError(
+                    f"a server reports checkpoint {number}, the last cut was {self._opened}"
+                )
             self._early.append(report)
             return
         part.missing -= 1
@@ -131,7 +137,7 @@ class Committing:
         else:
             part.errors.append(report["error"])
         if not part.missing:
-            self._whole.append(self._open.pop(report["number"]))
+            self._whole.append(self._open.pop(number))
 
     def advance(self) -> str | None:
         """Has what is whole committed; returns what there is to log."""
@@ -169,6 +175,8 @@ class Committing:
                 self._store.commit(number, part.files, state)
             except (OSError, CheckpointError) as error:
                 problem = getattr(error, "strerror", None) or str(error)
+            except (ValueError, RecursionError) as error:
+                problem = f"its state is no JSON: {error}"
         if problem is not None:
             self._store.abandon(number)
         return {"number": number, "error": problem}

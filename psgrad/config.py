@@ -95,7 +95,7 @@ class Config:
         "auto", "within a node: auto (where it can be), on, off", among=("auto", "on", "off")
     )
     server_threads: int = _key(0, "threads of a server's arithmetic; 0: by its cores", least=0)
-    fault_tolerant: bool = _key(False, "go on without workers that die (ssp and async)")
+    fault_tolerant: bool = _key(False, "go on without workers that die")
     lease: float = _key(30.0, "seconds of silence after which a worker counts as dead", above=0)
     checkpoint_every: str = _key("", "a checkpoint every so many steps (500) or seconds (600s)")
     checkpoint_dir: str = _key("", "where checkpoints are; empty: RUN_DIR/checkpoints")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final, NamedTuple
 
-from psgrad.errors import LayoutError, WireError
+from psgrad.errors import LayoutError, WireError, shown
 from psgrad.layout import Layout
 from psgrad.messages import Kind, decode_json
 
@@ -17,11 +17,27 @@ TEXT: Final = (str, type(None))
 """The types of a text that may be left out."""
 
 
+COUNTED: Final = ("updates", "pushes", "staleness_max", "bytes_pushed", "bytes_pulled")
+"""What every server counts, at least."""
+NESTED: Final = 200
+"""How deep a worker's state may be nested: deeper in a manifest, it can still be read."""
+
+
 class Part(NamedTuple):
     """What a worker brings to a rendezvous."""
 
     values: dict[str, float]
     weight: float
+
+
+class Result(NamedTuple):
+    """What a rendezvous came to: a mean or, where there is none, the ``error`` of all alike."""
+
+    mean: dict[str, float]
+    error: str | None
+    first: int = 0  # of an error, the worker that reports it
+    running: tuple[int, ...] = ()
+    lost: dict[int, int] = {}  # noqa: RUF012 - of a tuple, which nobody changes
 
 
 def fields(payload: Any, kind: Kind, **types: tuple[type, ...]) -> dict[str, Any]:
@@ -58,10 +74,40 @@ def part(payload: Any) -> Part:
     return Part({name: _field(values, Kind.MEET, name, (float,)) for name in values}, weight)
 
 
+def result(payload: Any) -> Result:
+    """A MET. Raises ``WireError``."""
+    record = _json(payload)
+    if isinstance(record, dict) and "error" in record:
+        said = fields(payload, Kind.MET, error=(str,), first=(int,))
+        return Result({}, said["error"], said["first"])
+    said = fields(payload, Kind.MET, mean=(dict,), running=(list,), lost=(dict,))
+    mean, running, lost = said["mean"], said["running"], said["lost"]
+    if not running or not all(type(worker) is int and worker >= 0 for worker in running):
+        raise WireError(f"field 'running' of MET must have worker indices, got {_shown(running)}")
+    if not all(worker.isdecimal() for worker in lost):
+        raise WireError(f"field 'lost' of MET must have worker indices, got {_shown(lost)}")
+    return Result(
+        {name: _field(mean, Kind.MET, name, (float,)) for name in mean},
+        None,
+        running=tuple(running),
+        lost={int(worker): _field(lost, Kind.MET, worker, (int,)) for worker in lost},
+    )
+
+
+def counters(payload: Any) -> dict[str, float]:
+    """A STATS_ARE: numbers by name. Raises ``WireError``."""
+    record = _json(payload)
+    if not isinstance(record, dict):
+        raise WireError(f"payload of STATS_ARE must be an object, got {_shown(record)}")
+    for name in COUNTED:
+        _field(record, Kind.STATS_ARE, name, (int,))
+    return {name: _field(record, Kind.STATS_ARE, name, (int, float)) for name in record}
+
+
 def written(payload: Any) -> dict[str, Any]:
     """A WRITTEN: what a server says of its part of a checkpoint. Raises ``WireError``."""
     nothing = type(None)
-    return fields(
+    said = fields(
         payload,
         Kind.WRITTEN,
         number=(int,),
@@ -70,6 +116,27 @@ def written(payload: Any) -> dict[str, Any]:
         chunks=(dict,),
         workers=(list,),
     )
+    if (said["error"] is None) is (said["file"] is None):
+        raise WireError("payload of WRITTEN must have an error or a file, and not both")
+    if said["file"] is not None:
+        file = {"name": (str,), "nbytes": (int,), "checksum": (str,)}
+        said["file"] = {n: _field(said["file"], Kind.WRITTEN, n, t) for n, t in file.items()}
+    _check_kept(said["chunks"], Kind.WRITTEN)
+    return said
+
+
+def marker(payload: Any) -> tuple[list[str], dict[str, Any]]:
+    """A MARK: the names of a worker's rows, and the rest of its state. Raises ``WireError``."""
+    said = fields(payload, Kind.MARK, rows=(list,), state=(dict,))
+    rows: list[str] = said["rows"]
+    if not all(isinstance(name, str) for name in rows) or len(set(rows)) < len(rows):
+        raise WireError(f"field 'rows' of MARK must be names, each once, got {shown(rows)}")
+    return rows, _check_kept(said["state"], Kind.MARK)
+
+
+def last_state(payload: Any) -> dict[str, Any]:
+    """A LEAVE, where there are checkpoints: the worker's last state. Raises ``WireError``."""
+    return _check_kept(fields(payload, Kind.LEAVE, state=(dict,))["state"], Kind.LEAVE)
 
 
 def workers(payload: Any, kind: Kind) -> tuple[int, ...]:
@@ -86,6 +153,20 @@ def scale(payload: Any) -> float:
     if not 0 <= found <= 1:
         raise WireError(f"field 'scale' of SETTLE must be from 0 to 1, got {found}")
     return found
+
+
+def _check_kept(state: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """``state`` if a manifest can have it: NaN and infinity are no JSON."""
+    level: list[Any] = [state]
+    for _ in range(NESTED):
+        inside = [value for value in level if isinstance(value, (dict, list))]
+        level = [v for each in inside for v in (each.values() if type(each) is dict else each)]
+        bad = next((v for v in level if isinstance(v, float) and not math.isfinite(v)), None)
+        if bad is not None:
+            raise WireError(f"payload of {kind.name} has {bad}, which no checkpoint can hold")
+        if not level:
+            return state
+    raise WireError(f"payload of {kind.name} is nested deeper than {NESTED} levels")
 
 
 def _json(payload: Any) -> Any:

@@ -31,6 +31,7 @@ class Coordinator:
     running: set[int]
     lost: dict[int, int] = field(default_factory=dict)  # workers that died -> their last clock
     _open: dict[int, dict[int, Part]] = field(default_factory=dict)
+    _come: dict[int, int] = field(default_factory=dict)  # each worker's last rendezvous
 
     @classmethod
     def of(cls, workers: Iterable[int]) -> Coordinator:
@@ -38,9 +39,14 @@ class Coordinator:
         return cls(set(workers))
 
     def meet(self, worker: int, sequence: int, part: Part) -> list[Outcome]:
-        """A worker comes to a rendezvous."""
-        if worker not in self.running or worker in self._open.get(sequence, ()):
-            raise ProtocolError(f"worker {worker} is not expected at rendezvous {sequence}")
+        """A worker comes to its next rendezvous; raises ``ProtocolError`` for any other."""
+        expected = self._come.get(worker, 0) + 1
+        if worker not in self.running or sequence != expected:
+            following = expected if worker in self.running else "none"
+            raise ProtocolError(
+                f"worker {worker} is not expected at rendezvous {sequence}, its next is {following}"
+            )
+        self._come[worker] = sequence
         self._open.setdefault(sequence, {})[worker] = part
         return self._complete()
 

@@ -17,7 +17,7 @@ import re
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from psgrad.errors import ConfigError, ProtocolError
 
@@ -45,6 +45,10 @@ class Every:
 
     def __bool__(self) -> bool:
         return bool(self.steps or self.seconds)
+
+
+LAST: Final = 1 << 31
+"""The largest clock that can be cut at: a cut's number, about as large, has 32 bits on the wire."""
 
 
 class Cut(NamedTuple):
@@ -89,10 +93,18 @@ class Marks:
     """The markers that a shard has and has not used up, by worker, the oldest first."""
 
     _of: dict[int, deque[tuple[int, int]]] = field(default_factory=dict)  # number, clock
+    _used: dict[int, tuple[int, int]] = field(default_factory=dict)  # the last one of each worker
 
     def put(self, worker: int, number: int, clock: int) -> None:
-        """A marker has come."""
-        self._of.setdefault(worker, deque()).append((number, clock))
+        """A marker has come; raises ``ProtocolError`` for one that goes back."""
+        queue = self._of.setdefault(worker, deque())
+        last = queue[-1] if queue else self._used.get(worker, (0, 0))
+        if number <= last[0] or clock < last[1]:
+            raise ProtocolError(
+                f"worker {worker} marks checkpoint {number} at clock {clock}, after {last[0]} at "
+                f"clock {last[1]}"
+            )
+        queue.append((number, clock))
 
     def holds(self, worker: int, clock: int) -> bool:
         """Whether a push of ``worker`` has to wait for other workers' markers."""
@@ -120,7 +132,7 @@ class Marks:
     def use_up(self) -> None:
         """The complete cut has been made."""
         for worker, queue in list(self._of.items()):
-            queue.popleft()
+            self._used[worker] = queue.popleft()
             if not queue:
                 del self._of[worker]
 
@@ -139,7 +151,12 @@ class CutPlan:
     _since_steps: int = 0
 
     def saw(self, worker: int, clock: int) -> None:
-        """A push has come, or the last clock of a worker that leaves."""
+        """A push has come, or the last clock of a worker that leaves.
+
+        Raises ``ProtocolError`` for one beyond ``LAST``.
+        """
+        if clock > LAST:
+            raise ProtocolError(f"worker {worker} is at clock {clock}, cuts end at {LAST}")
         self.clocks[worker] = max(clock, self.clocks.get(worker, 0))
 
     def left(self, worker: int) -> None:

@@ -87,6 +87,16 @@ class LaunchError(PsgradError):
     exit_status = 2
 
 
+def shown(value: object, longest: int = 60) -> str:
+    """``value`` in an error's text: one line of at most ``longest`` characters.
+
+    >>> shown("a long name", 11)
+    "'a long ..."
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """The text for a name that is not in a table: names the nearest ones, then all of them.
 

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from psgrad import stored
 from psgrad.errors import NonFiniteError
 from psgrad.layout import Float32, Layout, Segment
 
@@ -133,8 +134,10 @@ class StepGuard:
         return {"skipped": self.skipped, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes on from the counts of ``state_dict``."""
-        self.skipped, self._in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
+        """Goes on from the counts of ``state_dict``, or of nothing; raises ``CheckpointError``."""
+        if state:
+            self.skipped = stored.count(state, "skipped", "a guard")
+            self._in_a_row = stored.count(state, "in_a_row", "a guard", NON_FINITE_LIMIT)
 
     def _count(self, verdict: StepVerdict) -> None:
         self.skipped += 1

@@ -19,10 +19,10 @@ from psgrad.roles import Roles
 from psgrad.transport import Buffer
 
 PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
-SERVERS_KINDS: Final = frozenset(
-    {Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.FINISH}
-)
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
+SERVER_KINDS: Final = frozenset({Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT})
+"""What servers alone send, to each other; beside it they say that they are done."""
+COORDINATOR_KINDS: Final = frozenset({Kind.EVICTED, Kind.COMMIT})
 
 
 class Intake:
@@ -56,6 +56,10 @@ class Intake:
         """A whole message has come: whether it is new, and its payload, if it has one."""
         self._check_sender(peer, header)
         _check_rate(peer, header)
+        if header.kind is Kind.STATE and not header.nbytes:
+            raise ProtocolError(
+                f"rank {peer} sends state of chunk {header.chunk} without a payload"
+            )
         payload = self._placed[peer].popleft()[0] if header.nbytes else None
         new = self._numbering.take(peer, header.number)
         self.repeated += not new
@@ -89,9 +93,12 @@ class Intake:
         if header.run != self._run:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
         if self._roles.is_server(peer):
-            if header.kind not in SERVERS_KINDS:
+            leads = peer == 0 or header.kind not in COORDINATOR_KINDS
+            if not leads or header.kind not in SERVER_KINDS | {Kind.FINISH}:
                 raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
             return
+        if header.kind in SERVER_KINDS:
+            raise ProtocolError(f"rank {peer} sends {header.kind.name}, which servers send alone")
         worker = self._roles.worker_of(peer)
         if header.worker != worker:
             raise ProtocolError(f"rank {peer} sends as worker {header.worker}, it is {worker}")

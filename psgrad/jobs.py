@@ -86,7 +86,9 @@ class Child:
             kill(self._family() - {self.process.pid})
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(TIDY_S)
-        patience = time.monotonic() + TIDY_S
+        # Ranks end with an mpiexec that ends; one that was killed has told them nothing.
+        told = self.process.returncode is None or self.process.returncode >= 0
+        patience = time.monotonic() + (TIDY_S if told else 0.0)
         while (left := self._family()) and time.monotonic() < patience + GONE_S:
             if self.process.poll() is None or time.monotonic() > patience:
                 kill(left)

@@ -28,6 +28,8 @@ from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
 
 TIMED_NBYTES: Final = 64 << 10  # a pull of less is latency
+CARRYING: Final = frozenset({Kind.REGISTERED, Kind.PARAMS, Kind.MET, Kind.STATS_ARE, Kind.SHARED})
+"""What servers send with a payload."""
 
 
 @dataclass
@@ -297,6 +299,8 @@ class ServerLinks:
             self._held.pop(header.chunk, None)
 
     def _place(self, server: int, header: Header) -> Buffer:
+        if header.kind not in CARRYING:
+            raise ProtocolError(f"server {server} sends {header.kind.name} with a payload")
         new = self._numbering.is_new(server, header.number)
         if new and header.kind is Kind.PARAMS and not header.flags & Flag.ENCODED:
             return self._params(header.chunk)

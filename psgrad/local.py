@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from psgrad import stored
 from psgrad.arrays import Arrays
-from psgrad.errors import ConfigError
+from psgrad.errors import CheckpointError, ConfigError, shown
 from psgrad.guard import StepGuard
 from psgrad.layout import ITEMSIZE, Float32, Layout, SegmentOptions
 from psgrad.optimizers import F4, Optimizer
@@ -158,18 +159,31 @@ class LocalSteps:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state of ``state_dict``; with new slots where those are not finite."""
-        self.count = state["count"]
-        self._guard.load_state_dict(state["guard"])
-        slots = state["slots"]
-        if all(slots.get(name) is not None for name in self._slots) and all(
-            np.isfinite(slot).all() for slot in slots.values()
-        ):
-            self._applied = state["applied"]
-            for name, slot in self._slots.items():
-                np.copyto(slot, slots[name])
-        if self._elastic and state.get("copy") is not None:
-            np.copyto(self._copy, state["copy"])
+        """Goes on from a state of ``state_dict``; with new slots where those are not finite.
+
+        Raises ``CheckpointError`` for a state of other local steps.
+        """
+        what = "local steps"
+        given = stored.mapping(stored.field(state, "slots", what), f"slots of {what}")
+        slots: dict[str, Any] = {name: given.get(name) for name in self._slots}
+        copy: Any = state.get("copy") if self._elastic else None
+        for name, array in {**slots, "copy": copy}.items():
+            fits = isinstance(array, np.ndarray) and array.dtype == np.float32
+            if array is not None and not (fits and array.shape == self._copy.shape):
+                raise CheckpointError(
+                    f"{name} of {what} must be float32[{self._copy.size}], got {shown(array)}; "
+                    "resume with the optimizer of the saved run"
+                )
+        applied = stored.count(state, "applied", what)
+        count = stored.count(state, "count", what)
+        self._guard.load_state_dict(stored.field(state, "guard", what))
+        self.count = count
+        if all(slot is not None and np.isfinite(slot).all() for slot in slots.values()):
+            self._applied = applied
+            for name, mine in self._slots.items():
+                np.copyto(mine, slots[name])
+        if copy is not None:
+            np.copyto(self._copy, copy)
 
     def _descend(self) -> None:
         """One update of the copy from the gradient."""

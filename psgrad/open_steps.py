@@ -42,7 +42,11 @@ class OpenSteps:
         missing.
         """
         chunks = self._chunks.pop(end.worker, {})
-        if len(chunks) != end.sequence or any(h.clock != end.clock for h, _ in chunks.values()):
+        if (
+            not chunks
+            or len(chunks) != end.sequence
+            or any(h.clock != end.clock for h, _ in chunks.values())
+        ):
             raise ProtocolError(
                 f"worker {end.worker} ends step {end.clock} of {end.sequence} chunks, "
                 f"{len(chunks)} are here"

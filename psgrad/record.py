@@ -152,11 +152,18 @@ def read(data: bytes, name: str) -> Record:
     for key in ("rank", "size"):
         if type(about.get(key)) is not int or about[key] < 0:
             raise DataError(f"{name}: {key} must be a whole number, got {str(about.get(key))[:40]}")
+    if about["rank"] >= about["size"]:
+        raise DataError(f"{name} is of rank {about['rank']}, its run had {about['size']} ranks")
     whole = len(rest) - len(rest) % _ENTRY.size
     entries = [Entry(*fields) for fields in _ENTRY.iter_unpack(rest[:whole])]
     for i, entry in enumerate(entries):
         if entry.what not in WHATS or (entry.what != CHOSE and entry.kind not in KINDS):
             raise DataError(f"{name}: entry {i} is damaged: what {entry.what}, kind {entry.kind}")
+        if entry.what != CHOSE and entry.peer >= about["size"]:
+            raise DataError(
+                f"{name}: entry {i} is damaged: rank {entry.peer}, ranks go from 0 to "
+                f"{about['size'] - 1}"
+            )
     return Record(about, entries)
 
 

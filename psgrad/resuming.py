@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,13 +23,17 @@ from numpy.typing import NDArray
 
 from psgrad.checkpoint import MANIFEST, Checkpoint, found, newest, step_of, verify
 from psgrad.checkpointing import AUTO, CheckpointOptions
-from psgrad.errors import CheckpointError, ConfigError
+from psgrad.cuts import LAST
+from psgrad.errors import CheckpointError, ConfigError, LayoutError, shown
 from psgrad.layout import Chunk, Float32, Layout, difference
+from psgrad.messages import NO_RATE
 from psgrad.options import Options
 from psgrad.roles import Roles
 from psgrad.shard_state import Source
+from psgrad.stored import count, field, keys_as_counts, mapping, number, whole
 from psgrad.worker_state import unpack
 
+MOST_WORKERS: Final = 1 << 20
 ENCODER: Final = "encoder"
 ESTIMATE: Final = "feedback.estimate"  # EF21's: the servers hold the plain mean of all of them
 
@@ -46,6 +51,7 @@ def find(options: CheckpointOptions) -> Found:
     Raises ``CheckpointError`` where there is none, unless the newest one was asked for.
     """
     if not options.resume:
+        _check_fresh(options)
         return Found()
     folder = Path(options.folder if options.resume == AUTO else options.resume)
     if step_of(folder.name) is not None or (folder / MANIFEST).is_file():
@@ -60,6 +66,16 @@ def find(options: CheckpointOptions) -> Found:
             f"there is no valid checkpoint in {folder}" + "".join(f"; {line}" for line in skipped)
         )
     return Found(said=(f"there is no checkpoint in {folder} yet: the run begins at its start",))
+
+
+def _check_fresh(options: CheckpointOptions) -> None:
+    """Refuses to begin anew beside the checkpoints of another run: they would count as newer."""
+    there = found(Path(options.folder)) if options.every else []
+    if there:
+        raise ConfigError(
+            f"checkpoint_dir {options.folder} holds {there[0].name} of a run before; go on from it "
+            "with resume auto, or give another folder"
+        )
 
 
 def _check_later(path: Path, options: CheckpointOptions) -> None:
@@ -110,30 +126,37 @@ class Resumed:
 class Resuming:
     """A checkpoint, and this run's ``workers``. Raises ``CheckpointError`` for one that is none."""
 
-    def __init__(self, stored: Checkpoint, workers: int, together: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, workers: int, together: bool) -> None:
         """``together``: an update is a mean over workers, as in sync mode."""
-        self.number = stored.manifest.step
-        self._stored = stored
+        self.number = checkpoint.manifest.step
+        self._stored = checkpoint
         self._workers = workers
         self._together = together
-        state = stored.manifest.state
+        self._name = f"checkpoint {self.number}"
+        state, name = checkpoint.manifest.state, self._name
+        whole(self.number, f"the number of {name}", LAST)
+        self.before = count(state, "workers", name, MOST_WORKERS, least=1)
+        self.chunk_bytes = count(state, "chunk_bytes", name)
+        self.learning_rate = number(state, "learning_rate", name)
+        self.chunk_records = mapping(field(state, "chunks", name), f"chunks of {name}")
         try:
-            self.before = int(state["workers"])
-            self.layout = Layout.from_record(state["layout"])
-            self.chunk_bytes = int(state["chunk_bytes"])
-            self.learning_rate = float(state["learning_rate"])
-            self.chunk_records: Mapping[str, Any] = dict(state["chunks"])
-            self._clocks = {int(worker): int(clock) for worker, clock in state["clocks"].items()}
-            self._records: dict[int, Any] = {
-                int(worker): record for worker, record in state["worker_states"].items()
-            }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"checkpoint {self.number} has no such state: {error!r}"
-            ) from error
+            self.layout = Layout.from_record(field(state, "layout", name))
+        except LayoutError as error:
+            raise CheckpointError(f"{name}: {shown(str(error), 200)}") from error
+        last = self.before - 1
+        clocks = keys_as_counts(state, "clocks", name, last)
+        self._clocks = {w: whole(c, f"a clock of {name}", LAST) for w, c in clocks.items()}
         if not self._clocks:
-            raise CheckpointError(f"checkpoint {self.number} has no worker")
-        self._chunks = self.layout.chunks(self.chunk_bytes)
+            raise CheckpointError(f"{name} has no worker")
+        self._records = {
+            worker: _checked(record, f"worker {worker} of {name}")
+            for worker, record in keys_as_counts(state, "worker_states", name, last).items()
+        }
+
+    @cached_property
+    def _chunks(self) -> tuple[Chunk, ...]:
+        """The grid: not before the layout was compared, as it may be one of any size."""
+        return self.layout.chunks(self.chunk_bytes)
 
     @property
     def same_number(self) -> bool:
@@ -157,8 +180,7 @@ class Resuming:
 
     def record_of(self, worker: int) -> Mapping[str, Any]:
         """What ``worker``, or one of those before it, had said of itself; may be empty."""
-        record = self._records.get(worker if self.same_number else worker % self.before)
-        return record if isinstance(record, Mapping) else {}
+        return self._records.get(worker if self.same_number else worker % self.before, {})
 
     def kept(self, worker: int, name: str) -> Any:
         """The state of the part ``name`` that ``worker`` kept; None where there is none.
@@ -204,9 +226,8 @@ class Resuming:
                 continue
             value: Any = unpack(saved[name], _no_row) if name in saved else None
             fits = isinstance(value, np.ndarray) and value.shape == array.shape
-            merged[name] = (
-                value if fits else array
-            )  # such as thresholds: a good guess, or a new one
+            # Such as thresholds: a good guess, or a new one.
+            merged[name] = value if fits and value.dtype == array.dtype else array
         return merged
 
     @property
@@ -215,7 +236,6 @@ class Resuming:
         states = {
             worker: unpack(record.get("kept", {}), _no_row)
             for worker, record in self._records.items()
-            if isinstance(record, Mapping)
         }
         clocks = {worker: self.clock_of(worker) for worker in range(self._workers)}
         return Resumed(self.number, self.before, clocks, states)
@@ -245,6 +265,18 @@ class Resuming:
         out = np.zeros(self.layout.size, np.float32)
         read_row(self._stored, self._chunks, worker, name, out)
         return out
+
+
+def _checked(record: Any, what: str) -> Mapping[str, Any]:
+    """What a worker had said of itself, as far as psgrad itself goes on from it."""
+    said = mapping(record, what)
+    for part in ("guard", ENCODER, "kept"):
+        mapping(said.get(part, {}), f"{part} of {what}")
+    if "weight" in said:
+        number(said, "weight", what)
+    if "rate" in said and NO_RATE < number(said, "rate", what, NO_RATE) < 0:
+        raise CheckpointError(f"rate of {what} must be at least 0, got {said['rate']}")
+    return said
 
 
 def read_row(source: Source, chunks: Iterable[Chunk], worker: int, name: str, out: Float32) -> None:

@@ -18,7 +18,7 @@ from psgrad.cuts import Announcement, Cut
 from psgrad.errors import ProtocolError
 from psgrad.intake import PUSH_KINDS
 from psgrad.layout import Float32
-from psgrad.messages import Header, Kind
+from psgrad.messages import Flag, Header, Kind
 from psgrad.shard import Shard
 
 Rows: TypeAlias = dict[tuple[int, int], Float32]  # (chunk, row) -> its part
@@ -62,7 +62,9 @@ class ServerSaving:
             self._first_s = now_s
         came = self._rows.pop(worker, {})
         if any(row >= len(rows) for _, row in came):
-            raise ProtocolError(f"worker {worker} sent rows {sorted(came)}, named are {rows}")
+            raise ProtocolError(
+                f"worker {worker} sent {len(came)} parts of rows and named {len(rows)} rows"
+            )
         self._marked[worker].append((rows, came))
 
     def forget(self, worker: int) -> None:
@@ -166,16 +168,16 @@ class Checkpoints:
         if header.kind is Kind.STATE:
             self._saving.row(header, payload)
         elif header.kind is Kind.MARK:
-            said = control.fields(payload, Kind.MARK, rows=(list,), state=(dict,))
+            rows, state = control.marker(payload)
             shard.mark(header.worker, header.sequence, header.clock)
-            self._saving.marked(header.worker, said["rows"], now())
+            self._saving.marked(header.worker, rows, now())
             if self._committing is not None:
-                self._committing.marked(header.worker, said["state"])
+                self._committing.marked(header.worker, state)
         elif header.kind is Kind.LEAVE:
             if self._committing is not None:
-                said = control.fields(payload, Kind.LEAVE, state=(dict,))
+                state = control.last_state(payload)
                 self._committing.saw(header.worker, header.clock)
-                self._committing.left(header.worker, said["state"])
+                self._committing.left(header.worker, state)
         else:
             return []
         return self.cut_if_complete(shard, now)
@@ -201,7 +203,8 @@ class Checkpoints:
         """A message about a chunk has come: the cut that is due now, if one is."""
         if self._committing is None:
             return None
-        if header.kind in PUSH_KINDS or header.kind is Kind.SETTLE:
+        pushed = header.kind in PUSH_KINDS and not header.flags & Flag.OPEN
+        if pushed or header.kind is Kind.SETTLE:  # of an open step, nobody has looked at the clock
             self._committing.saw(header.worker, header.clock)
         return self._committing.announce(now_s)
 

@@ -202,7 +202,9 @@ class Server:
             self._take_complete(header.sequence, round_)
         elif kind is Kind.COMMIT:
             self._commit(Round(header.clock, control.workers(payload, kind)))
-        elif kind is Kind.WRITTEN and self._checkpoints is not None:
+        elif kind is Kind.WRITTEN:
+            if self._checkpoints is None:
+                raise ProtocolError("a server reports a checkpoint, this run has none")
             self._checkpoints.take(control.written(payload))
         elif self._shard is None:
             raise ProtocolError(f"worker {worker} sends {kind.name} before its registration")
@@ -230,6 +232,8 @@ class Server:
             assert codec is not None, "_chunk_memory has looked"
             payload = self._gradients.open(payload, size, codec)
         if header.flags & Flag.OPEN:
+            if header.kind is not Kind.STEP:
+                raise ProtocolError(f"worker {header.worker} opens a step by {header.kind.name}")
             self._open.add(header, payload)
             # A look at it here, where there is time, saves the worker one where there is none.
             sound = not isinstance(payload, np.ndarray) or is_finite(payload)

@@ -103,9 +103,9 @@ def run(
     whether payloads are compressed once more (auto: where that saves time), and ``seed`` keys the
     codecs' randomness.
 
-    With ``fault_tolerant``, in ssp and async mode, training goes on without workers that die, if
-    MPI lets it (``psgrad run --elastic``), and without those that are silent for longer than
-    ``lease`` seconds and ten of their steps.
+    With ``fault_tolerant`` training goes on without workers that die, if MPI lets it (``psgrad run
+    --elastic``), and without those that are silent for longer than ``lease`` seconds and ten of
+    their steps.
 
     With ``checkpoint_every``, a number of steps such as ``"500"`` or of seconds such as ``"600s"``,
     the servers write checkpoints to ``checkpoint_dir`` while training goes on, of which the last

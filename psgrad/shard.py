@@ -75,6 +75,7 @@ class Shard:
         ``ProtocolError`` for a message that a correct worker cannot have sent.
         """
         if header.kind is Kind.LEAVE:
+            self._check_pushed(header.worker, header.clock, "leaves")
             self._live.discard(header.worker)
             return [r for state in self.chunks.values() for r in self._leave(state, header)]
         state = self.chunks.get(header.chunk)
@@ -159,7 +160,13 @@ class Shard:
         ]
 
     def mark(self, worker: int, number: int, clock: int) -> None:
-        """Cut ``number`` is behind this worker's push of ``clock``: later ones wait for the cut."""
+        """Cut ``number`` is behind this worker's push of ``clock``: later ones wait for the cut.
+
+        Raises ``ProtocolError`` where that is not its last push, or it has left.
+        """
+        if worker not in self._live:
+            raise ProtocolError(f"worker {worker} marks checkpoint {number} after it has left")
+        self._check_pushed(worker, clock, f"marks checkpoint {number}")
         self._marks.put(worker, number, clock)
 
     def cut(self) -> Cut | None:
@@ -219,7 +226,7 @@ class Shard:
                 self._applier.set_rate(state, [push])
                 self._apply(state, [push], state.position)
                 if push.grad is not None:
-                    state.position += 1 / len(state.clocks)
+                    state.position += 1 / max(1, len(state.clocks))
 
     def share_work(self, shared: bool) -> None:
         """Whether threads take part in updates, which need cores that nobody else needs."""
@@ -237,6 +244,18 @@ class Shard:
             for worker, others in held.items():
                 waits.setdefault(worker, set()).update(others)
         return waits
+
+    def _check_pushed(self, worker: int, clock: int, what: str) -> None:
+        """Raises ``ProtocolError`` where ``worker`` says another clock than it has pushed."""
+        for state in self.chunks.values():
+            if worker not in state.clocks:
+                continue
+            pushed = state.clocks[worker] + len(state.parked.get(worker, ()))
+            if pushed != clock:
+                raise ProtocolError(
+                    f"worker {worker} {what} at clock {clock}, it has pushed {pushed} steps of "
+                    f"chunk {state.chunk.index}"
+                )
 
     def _initialise(self, state: ChunkState, push: Push) -> list[Reply]:
         if state.ready or not isinstance(push.grad, np.ndarray):

@@ -5,20 +5,23 @@ Each chunk stands for itself, so a checkpoint of any number of servers serves an
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from psgrad import stored
 from psgrad.chunk_state import ChunkState, Push
 from psgrad.codecs.base import write_into
 from psgrad.cuts import Marks
-from psgrad.errors import CheckpointError
+from psgrad.errors import CheckpointError, shown
 from psgrad.layout import Float32
-from psgrad.messages import Flag, Header, Kind
+from psgrad.messages import NO_RATE, Flag, Header, Kind
 from psgrad.update import Gradient
+
+PARKED: Final = ("worker", "clock", "weight", "rate", "carries")
+"""What is written of a push that waits."""
 
 
 class Source(Protocol):
@@ -65,18 +68,18 @@ def load(state: ChunkState, record: Mapping[str, Any], source: Source) -> list[P
     Raises ``CheckpointError`` for arrays of another chunk or another optimizer.
     """
     where = f"chunk/{state.chunk.index}"
-    try:
-        slots, parked = list(record["slots"]), list(record["parked"])
-        state.version = int(record["version"])
-        state.position, state.rate = float(record["position"]), float(record["rate"])
-        version = record["reference"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{where} has no such record: {error!r}") from error
+    slots, parked = stored.field(record, "slots", where), stored.field(record, "parked", where)
+    version = stored.field(record, "reference", where)
     if slots != sorted(state.slots):
         raise CheckpointError(
-            f"{where} was saved with optimizer state {slots}, this run's optimizer has "
+            f"{where} was saved with optimizer state {shown(slots)}, this run's optimizer has "
             f"{sorted(state.slots)}; resume with the optimizer of the saved run"
         )
+    if not isinstance(parked, list):
+        raise CheckpointError(f"parked of {where} must be a list, got {shown(parked)}")
+    state.version = stored.count(record, "version", where)
+    state.position = stored.number(record, "position", where)
+    state.rate = stored.number(record, "rate", where)
     _read(source, f"{where}/params", state.params)
     for name, slot in state.slots.items():
         _read(source, f"{where}/slot/{name}", slot)
@@ -85,7 +88,7 @@ def load(state: ChunkState, record: Mapping[str, Any], source: Source) -> list[P
     if state.references is not None and version is not None:
         values = np.zeros(state.chunk.size, np.float32)
         _read(source, f"{where}/reference", values)
-        state.references.resume(values, int(version))
+        state.references.resume(values, stored.count(record, "reference", where))
     state.ready = True
     return [_parked(state, source, entry) for entry in parked]
 
@@ -99,12 +102,17 @@ def _before(state: ChunkState, marks: Marks) -> Iterator[Push]:
 
 
 def _parked(state: ChunkState, source: Source, entry: Any) -> Push:
-    try:
-        worker, clock, weight, rate, carries = entry
-        worker, clock = operator.index(worker), operator.index(clock)
-        weight, rate = float(weight), float(rate)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"chunk/{state.chunk.index} has no such record: {error!r}") from error
+    where = f"a parked push of chunk/{state.chunk.index}"
+    if not isinstance(entry, list) or len(entry) != len(PARKED):
+        raise CheckpointError(f"{where} must have {', '.join(PARKED)}, got {shown(entry)}")
+    said = dict(zip(PARKED, entry, strict=True))
+    worker, clock = stored.count(said, "worker", where), stored.count(said, "clock", where)
+    weight, carries = stored.number(said, "weight", where), said["carries"]
+    if type(carries) is not bool or carries is not (weight > 0):
+        raise CheckpointError(f"{where} has weight {weight:g} and carries {shown(carries)}")
+    rate = stored.number(said, "rate", where, NO_RATE)
+    if NO_RATE < rate < 0:
+        raise CheckpointError(f"{where} has the learning rate {rate:g}")
     header = Header(
         Kind.PUSH,
         worker=worker,

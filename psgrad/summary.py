@@ -28,8 +28,13 @@ def opening(config: Config, worker: Worker, folder: Path) -> str:
         f"{Path(config.dataset.name).name}, {_count(config.servers, 'server')}, "
         f"{_count(worker.size, 'worker')}, {mode}\n"
         f"shard balance (max/mean bytes) {_balance(worker.layout, config):.3f}, "
-        f"run folder {folder}" + (f"\n{worker.notice}" if worker.notice else "")
+        f"run folder {folder}" + "".join(f"\n{line}" for line in _news(worker))
     )
+
+
+def _news(worker: Worker) -> list[str]:
+    said = [] if worker.resumed is None else [f"goes on from checkpoint {worker.resumed.number}"]
+    return [*said, worker.notice] if worker.notice else said
 
 
 def closing(

@@ -15,6 +15,7 @@ from psgrad.checkpointing import AUTO
 from psgrad.codecs import Compression
 from psgrad.compute import load_data
 from psgrad.config import Config, Source, Tables, resolve
+from psgrad.cuts import Every
 from psgrad.data import DatasetOptions
 from psgrad.kernels import load as load_kernels
 from psgrad.metrics import Journal
@@ -53,6 +54,7 @@ def configure(sources: list[Source]) -> Config:
     # What these refuse would be refused by the ranks, later.
     check_chunk_bytes(config.chunk_bytes)
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
+    Every.parse(config.checkpoint_every)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
     return config

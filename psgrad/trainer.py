@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from psgrad import faults, runfolder, summary
+from psgrad import faults, runfolder, stored, summary
 from psgrad.compute import Compute, WorkerData
 from psgrad.config import Config
 from psgrad.crash import FORWARD_S
@@ -57,10 +57,13 @@ class Tally:
         self.accuracy = keep * self.accuracy + (1 - keep) * accuracy
 
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Counts what several workers have counted."""
-        self.steps = sum(state["steps"] for state in states)
-        self.samples = sum(state["samples"] for state in states)
-        self._before += sum(state["pushes"] for state in states)
+        """Counts what several workers have counted; raises ``CheckpointError``."""
+        steps, samples, pushes = (
+            sum(stored.count(state, key, "a tally") for state in states)
+            for key in ("steps", "samples", "pushes")
+        )
+        self.steps, self.samples = steps, samples
+        self._before += pushes
 
     def state_dict(self) -> dict[str, Any]:
         """How things are when the push that begins now is done; before the first step, now."""
@@ -73,9 +76,13 @@ class Tally:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state of ``state_dict``."""
+        """Goes on from a state of ``state_dict``; raises ``CheckpointError`` for another one."""
+        loss, accuracy = (
+            stored.real(stored.field(state, key, "a tally"), f"{key} of a tally")
+            for key in ("loss", "accuracy")
+        )
         self.merge([state])
-        self.loss, self.accuracy = state["loss"], state["accuracy"]
+        self.loss, self.accuracy = loss, accuracy
 
 
 class Trainer:
@@ -107,7 +114,12 @@ class Trainer:
         self._cursors: list[Any] = []  # of the checkpoint that this run goes on from
         self._ledger: Ledger | None = None
         self._batches = Batches(
-            loaded.mine, config.batch_size, config.seed, worker.rank, config.epochs
+            loaded.mine,
+            config.batch_size,
+            config.seed,
+            worker.rank,
+            config.epochs,
+            samples=len(loaded.dataset),
         )
 
     def run(self, mpi_rank: int) -> None:
@@ -228,7 +240,8 @@ class Trainer:
 
         def fresh(mine: int, workers: int) -> Batches:
             share = partition(labels, data.training, workers, scheme, seed)[mine]
-            return Batches(share, config.batch_size, seed, mine, config.epochs)
+            n = len(data.dataset)
+            return Batches(share, config.batch_size, seed, mine, config.epochs, samples=n)
 
         batches = fresh(worker, self._worker.size)
         if len(cursors) == self._worker.size:

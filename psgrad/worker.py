@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from psgrad import control
 from psgrad.arrays import Arrays
 from psgrad.cuts import Markers
 from psgrad.errors import ConfigError, LayoutError, ProtocolError
@@ -23,7 +24,7 @@ from psgrad.joining import Joining, alike
 from psgrad.layout import Layout
 from psgrad.leases import BEATS
 from psgrad.links import ServerLinks
-from psgrad.messages import NO_RATE, Flag, Header, Kind, decode_json, encode_json
+from psgrad.messages import NO_RATE, Flag, Header, Kind, encode_json
 from psgrad.options import Options
 from psgrad.record import Recorder
 from psgrad.resuming import Resumed, Resuming
@@ -338,14 +339,17 @@ class Worker:
             if self._exchange is not None:
                 self._exchange.mark_if_due()  # who waits for the marker may be who has to come
             self._links.take()
-        _, payload = self._links.await_control(Kind.MET)
-        result = decode_json(payload)
-        if "error" in result:
-            raise alike(ConfigError(result["error"]), result["first"], self.rank)
-        self.survivors = tuple(result["running"])
-        self.lost = {int(worker): clock for worker, clock in result["lost"].items()}
-        mean: dict[str, float] = result["mean"]
-        return mean
+        header, payload = self._links.await_control(Kind.MET)
+        result = control.result(payload)
+        if result.error is not None:
+            raise alike(ConfigError(result.error), result.first, self.rank)
+        if header.sequence != self._rendezvous or result.mean.keys() != values.keys():
+            raise ProtocolError(
+                f"worker {self.rank} waits for rendezvous {self._rendezvous} of {len(values)} "
+                f"values, got {header.sequence} of {len(result.mean)}"
+            )
+        self.survivors, self.lost = result.running, result.lost
+        return result.mean
 
     def barrier(self) -> None:
         """Waits until all workers whose main is still running have come here."""
@@ -354,7 +358,7 @@ class Worker:
     def server_stats(self) -> list[dict[str, Any]]:
         """The counters of each server: updates, pushes, staleness_max, bytes, balance, ..."""
         answers = self._links.ask_all(Header(Kind.STATS), Kind.STATS_ARE)
-        return [decode_json(payload) for _, payload in answers]
+        return [control.counters(payload) for _, payload in answers]
 
     def finish(self) -> None:
         """Leaves and tells every server that this worker's main has returned."""

@@ -52,14 +52,21 @@ class WorkerState:
 
 def unpack(record: Any, row: Callable[[str], Any], name: str = "") -> Any:
     """The inverse of ``WorkerState.of``; ``row(name)`` gives a row. Raises ``CheckpointError``."""
+    try:
+        return _unpack(record, row, name)
+    except RecursionError as error:
+        raise CheckpointError(f"{name or 'a state'} is nested too deep") from error
+
+
+def _unpack(record: Any, row: Callable[[str], Any], name: str) -> Any:
     if isinstance(record, Mapping):
         if record.get(ARRAY) == ROW:
             return row(name)
         if ARRAY in record:
             return _array(record)
-        return {k: unpack(v, row, f"{name}.{k}" if name else k) for k, v in record.items()}
+        return {k: _unpack(v, row, f"{name}.{k}" if name else k) for k, v in record.items()}
     if isinstance(record, list):
-        return [unpack(v, row, f"{name}.{i}") for i, v in enumerate(record)]
+        return [_unpack(v, row, f"{name}.{i}") for i, v in enumerate(record)]
     return record
 
 
@@ -101,13 +108,17 @@ def _packed(array: NDArray[Any], n: int, rows: dict[str, Float32], name: str) ->
 
 def _array(record: Mapping[str, Any]) -> Any:
     try:
-        dtype, shape = record[ARRAY], tuple(record["shape"])
+        dtype, shape = record[ARRAY], record["shape"]
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}")
         if not all(type(d) is int and d >= 0 for d in shape):
             raise ValueError(f"shape {list(shape)}")
         data = base64.b64decode(record["data"], validate=True)
+        if dtype == "bool" and max(data, default=0) > 1:
+            raise ValueError("a bool that is neither 0 nor 1")
         array = np.frombuffer(data, dtype).reshape(shape).copy()
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise CheckpointError(f"a checkpoint has an array that is none: {error}") from error
+    except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
+        raise CheckpointError(
+            f"a checkpoint has an array that is none: {' '.join(str(error).split())[:100]}"
+        ) from error
     return array if shape else array.item()

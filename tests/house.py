@@ -30,7 +30,7 @@ class Row(NamedTuple):
 HOUSE = (
     Row(0, "errors version"),
     Row(0, "crash"),
-    Row(1, "segments"),
+    Row(1, "segments stored"),
     Row(1, "kernels layout messages metrics roles"),
     Row(1, "control record"),
     Row(1, "arrays config pace"),
@@ -50,7 +50,8 @@ HOUSE = (
     Row(4, "local"),
     Row(5, "session"),
     Row(6, "bench causes compute faults frozen launch leftovers progress runfolder scenario stops"),
-    Row(6, "summary toy"),
+    Row(6, "summary survival"),
+    Row(6, "toy"),
     Row(6, "interruption"),
     Row(6, "rehearsal"),
     Row(6, "jobs trainer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -73,7 +74,7 @@ def test_ls_as_json(capsys, folder):
     ("said", "row"),
     [
         ({"clocks": {"0": 7, "1": 7}}, "2026-11-22T17:00:00Z  ssp 3 2 7"),
-        ({"clocks": {}, "saved_at": None, "mode": 1, "workers": "3"}, "- - - 2 -"),
+        ({"clocks": {}, "saved_at": None, "mode": 1, "workers": "3"}, "the-files - - 2 -"),
         ({"clocks": [1], "servers": None}, "2026-11-22T17:00:00Z ssp 3 - -"),
         ({"clocks": {"0": "x"}}, "2026-11-22T17:00:00Z ssp 3 2 -"),
     ],
@@ -82,7 +83,10 @@ def test_ls_says_what_the_state_says(capsys, tmp_path, said, row):
     path = save(tmp_path, 1, **said)
     status, (_, line), _ = psgrad(capsys, "ls", path)
     assert status == 0
-    assert line.split()[1:-2] == row.split()
+    saved, *others = line.split()[1:-2]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", saved)
+    assert others == row.split()[1:]
+    assert saved == row.split()[0] or said.get("saved_at", "") is None, "the time of the file"
 
 
 def test_ls_of_nothing(capsys, tmp_path):

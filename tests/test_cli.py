@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from psgrad import cli, jobs, launch
+from psgrad import cli, launch, relaunch
 from psgrad import train as train_module
 from psgrad.config import Config, Source
 from psgrad.data import DATASETS, PARTITIONS
@@ -60,10 +60,19 @@ def trained(monkeypatch):
 @pytest.fixture
 def started(monkeypatch):
     """The launches that ``psgrad run`` would have made."""
-    launches = []
-    monkeypatch.setattr(launch, "prepare", lambda asked, environ, terminal: asked)
-    monkeypatch.setattr(launch, "describe", lambda plan: shlex.join(plan.command))
-    monkeypatch.setattr(jobs, "run", lambda plan, environ: launches.append(plan) or 7)
+    launches, prepared = [], []
+
+    def prepare(asked, environ, terminal):
+        prepared.append(asked)
+        return launch.Plan(asked.command, {}, (), "mpich")
+
+    def supervise(job, environ, restarts):
+        launches.append(prepared[-1])
+        return 7
+
+    monkeypatch.setattr(launch, "prepare", prepare)
+    monkeypatch.setattr(launch, "describe", lambda plan: shlex.join(plan.argv))
+    monkeypatch.setattr(relaunch, "supervise", supervise)
     return launches
 
 
@@ -327,9 +336,18 @@ def test_an_error_that_all_ranks_raise_is_told_by_one(capsys, monkeypatch, spoke
         (["--", "./a program"], ["./a program"]),
     ],
 )
-def test_what_each_rank_runs(started, capsys, rest, command):
+def test_what_each_rank_runs(started, capsys, rest, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["run", *rest]) == 7  # the job's own status
-    assert [list(asked.command) for asked in started] == [command]
+    (asked,) = started
+    fixed = asked.command[len(command) :]
+    assert list(asked.command[: len(command)]) == command
+    if "train" in command:  # all attempts have one folder
+        assert fixed[0] == "--run-dir"
+        assert re.fullmatch(r"runs/\d{8}-\d{6}-mlp-digits-ssp", fixed[1])
+    else:
+        assert fixed == ()
+    assert list(tmp_path.iterdir()) == []  # one that nothing was written to is removed
     assert started[0].ranks == 4
     assert cli.main(["run", "--np", "2", "--dry-run", *rest]) == 0
     assert capsys.readouterr().out == shlex.join(command) + "\n"
@@ -338,12 +356,13 @@ def test_what_each_rank_runs(started, capsys, rest, command):
 
 def test_a_file_alone_is_a_configuration(started, tmp_path):
     path = tmp_path / "run.toml"
-    path.write_text("seed = 3\n")
+    path.write_text("seed = 3\nrun_dir = 'here'\n")
     cli.main(["run", "--", str(path)])
     assert started[0].command == ("python", "-m", "psgrad", "train", str(path))
 
 
-def test_which_mpi(started, monkeypatch):
+def test_which_mpi(started, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     cli.main(["run", "--np", "3", "--mpiexec", "/opt/mpiexec"])
     monkeypatch.setenv("PSGRAD_MPI", "system")
     cli.main(["run", "-n", "3"])
@@ -351,6 +370,46 @@ def test_which_mpi(started, monkeypatch):
         (3, "/opt/mpiexec", False),
         (3, None, True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "rest", "text"),
+    [
+        (["--restarts", "x"], [], "--restarts must be a whole number of at least 0, got 'x'"),
+        (["--restarts", "-1"], [], "--restarts must be a whole number of at least 0, got '-1'"),
+        (
+            ["--restarts", "3"],
+            [],
+            "--restarts needs checkpoints to go on from; give --checkpoint-every 500 behind",
+        ),
+        (
+            ["--restarts", "3"],
+            ["--checkpoint-every", "9", "--run-dir", "used"],
+            "--restarts goes on from the newest checkpoint in used/checkpoints, and those there",
+        ),
+        (
+            ["--restarts", "3"],
+            ["--checkpoint-every", "9", "--checkpoint-dir", "used/checkpoints", "--resume", "x"],
+            "--restarts goes on from the newest checkpoint in used/checkpoints, and those there",
+        ),
+    ],
+)
+def test_restarts_that_cannot_be(started, capsys, tmp_path, monkeypatch, argv, rest, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "used" / "checkpoints" / "step-00000009").mkdir(parents=True)
+    assert refusal(capsys, "run", *argv, "--", *rest).startswith(text)
+    assert started == []
+
+
+def test_restarts_go_on_from_checkpoints_of_a_run_before_if_asked_to(
+    started, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "used" / "checkpoints" / "step-00000009").mkdir(parents=True)
+    rest = ["--checkpoint-every", "9", "--run-dir", "used", "--resume", "auto"]
+    assert cli.main(["run", "--restarts", "3", "--", *rest]) == 7
+    assert cli.main(["run", "--restarts", "3", "--", "python", "my.py"]) == 7
+    assert len(started) == 2
 
 
 # Threads

@@ -16,6 +16,7 @@ class Room:
     """A coordinator, what it warns of, and servers that write for it."""
 
     def __init__(self, folder, servers=2, number=0, keep=9):
+        self.workers = {}  # of each cut
         self.store = Store(folder, keep)
         self.warnings = []
         self.plan = CutPlan(Every(steps=1), None, {}, number)
@@ -29,14 +30,16 @@ class Room:
             self.committing.marked(int(worker[1:]), record)
 
     def opened(self, number, **clocks):
+        self.workers[number] = [int(w[1:]) for w in clocks]
         self.committing.opened(Cut(number, {int(w[1:]): c for w, c in clocks.items()}))
 
     def written(self, number, server, error=None):
-        report = {"number": number, "error": error, "file": None, "chunks": {}}
+        report = {"number": number, "error": error, "file": None, "chunks": {}, "workers": []}
         if error is None:
             tensors = {f"chunk/{server}/params": np.zeros(2, np.float32)}
             file = self.store.write(number, f"server-{server}.safetensors", tensors)
             report |= {"file": asdict(file), "chunks": {str(server): {"version": number}}}
+            report["workers"] = self.workers.get(number, [0, 1])
         self.committing.take(report)
 
     def settle(self):
@@ -155,7 +158,7 @@ def test_a_commit_that_fails_is_a_checkpoint_that_failed(room, tmp_path):
     [text] = room.settle()
     assert room.warnings == [text]
     assert text.startswith("checkpoint 1 was not written: ")
-    assert "server-1.safetensors is missing" in text
+    assert "server-1.safetensors is not there" in text
     assert text.endswith("; training goes on, there is none yet")
     assert list(tmp_path.iterdir()) == []
 

@@ -59,6 +59,69 @@ def test_another_shape_is_refused_by_name(read, payload, text):
     assert len(str(caught.value)) < 150
 
 
+MARK = {"rows": ["a", "b"], "state": {"x": [1, {"y": None}]}}
+FILE = {"name": "a", "nbytes": 1, "checksum": "c"}
+COUNTED = dict.fromkeys(control.COUNTED, 3)
+
+
+def test_what_servers_and_markers_say_comes_back():
+    met = control.result(b'{"mean": {"x": 1}, "running": [2, 4], "lost": {"3": 7}}')
+    assert (met.mean, met.error, met.running, met.lost) == ({"x": 1.0}, None, (2, 4), {3: 7})
+    nan = control.result(b'{"mean": {"x": NaN}, "running": [0], "lost": {}}')
+    assert math.isnan(nan.mean["x"])
+    failed = control.result(b'{"error": "no", "first": 2}')
+    assert (failed.error, failed.first) == ("no", 2)
+    assert control.counters(encode_json({**COUNTED, "balance": 1.5}))["balance"] == 1.5
+    assert control.marker(encode_json(MARK)) == (["a", "b"], MARK["state"])
+    assert control.last_state(b'{"state": {}}') == {}
+    said = {"number": 3, "error": None, "file": FILE, "chunks": {"0": {}}, "workers": [0]}
+    assert control.written(encode_json(said)) == said
+    failed = {"number": 3, "error": "no space", "file": None, "chunks": {}, "workers": []}
+    assert control.written(encode_json(failed)) == failed
+
+
+def written(**changes):
+    return encode_json(
+        {"number": 3, "error": None, "file": FILE, "chunks": {}, "workers": [0], **changes}
+    )
+
+
+def met(**changes):
+    return encode_json({"mean": {}, "running": [0], "lost": {}, **changes})
+
+
+NEW_KINDS = [
+    (control.result, b"[1]", "payload of MET must be an object, got list"),
+    (control.result, b"{}", "payload of MET has no field 'mean'"),
+    (control.result, met(mean={"x": "1"}), "field 'x' of MET must be float"),
+    (control.result, met(running=[]), "field 'running' of MET must have worker indices, got list"),
+    (control.result, met(running=[0.5]), "field 'running' of MET must have worker indices"),
+    (control.result, met(lost={"x": 1}), "field 'lost' of MET must have worker indices"),
+    (control.result, met(lost={"1": "2"}), "field '1' of MET must be int"),
+    (control.result, b'{"error": null, "first": 0}', "field 'error' of MET must be str, got None"),
+    (control.counters, b"7", "payload of STATS_ARE must be an object, got 7"),
+    (control.counters, b"{}", "payload of STATS_ARE has no field 'updates'"),
+    (control.counters, encode_json({**COUNTED, "x": ""}), "field 'x' of STATS_ARE must be"),
+    (control.marker, b'{"rows": [1], "state": {}}', "field 'rows' of MARK must be names, each"),
+    (control.marker, b'{"rows": ["a", "a"], "state": {}}', "field 'rows' of MARK must be names, e"),
+    (control.marker, b'{"rows": [], "state": []}', "field 'state' of MARK must be dict, got list"),
+    (control.marker, b'{"rows": [], "state": {"a": [NaN]}}', "payload of MARK has nan, which no"),
+    (control.marker, b'{"rows": [], "state": {"a": 1e999}}', "payload of MARK has inf, which"),
+    (control.last_state, b'{"state": {"a": %s}}' % (300 * b"[" + 300 * b"]"), "payload of LEAVE"),
+    (control.last_state, b"null", "payload of LEAVE must be an object, got None"),
+    (control.written, written(file=None), "payload of WRITTEN must have an error or a file, and"),
+    (control.written, written(error="no"), "payload of WRITTEN must have an error or a file, and"),
+    (control.written, written(file={}), "payload of WRITTEN has no field 'name'"),
+    (control.written, written(file={**FILE, "nbytes": True}), "field 'nbytes' of WRITTEN must be"),
+    (control.written, written(chunks={"0": float("inf")}), "payload of WRITTEN has inf, which no"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("read", "payload", "text"), NEW_KINDS)
+def test_another_shape_of_what_is_new_is_refused_by_name(read, payload, text):
+    test_another_shape_is_refused_by_name(read, payload, text)
+
+
 def test_an_offer_is_text_or_null():
     with pytest.raises(WireError, match="field 'grads' of SHARE must be str or null, got 7"):
         control.fields(b'{"grads": 7}', Kind.SHARE, grads=control.TEXT)

@@ -90,6 +90,17 @@ def test_who_is_not_expected(worker):
         coordinator.meet(worker, 1, part())
 
 
+@pytest.mark.parametrize("sequence", [0, 1, 3, 2**32 - 1])
+def test_only_a_workers_next_rendezvous_is_taken(sequence):
+    """A wrong worker would open one after the other, and each would be kept."""
+    coordinator = Coordinator.of(range(2))
+    coordinator.meet(0, 1, part())
+    coordinator.meet(1, 1, part())
+    with pytest.raises(ProtocolError, match=f"at rendezvous {sequence}, its next is 2"):
+        coordinator.meet(0, sequence, part())
+    assert coordinator.meet(0, 2, part()) == []
+
+
 def test_an_unexpected_worker_leaves_no_trace():
     coordinator = Coordinator.of(range(1))
     coordinator.finish(0)

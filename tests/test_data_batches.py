@@ -110,7 +110,10 @@ def test_refused(change, text):
     ("state", "text"),
     [
         ({}, "a data cursor has epoch and position, got "),
-        ({"epoch": 0, "position": 0, "x": 0}, "a data cursor has epoch and position, got epoch, p"),
+        (
+            {"epoch": 0, "position": 0, "x": 0},
+            "a data cursor has epoch and position, got {'epoch': 0, 'p",
+        ),
         ({"epoch": 3, "position": 0}, "data cursor: epoch must be 0 to 2, got 3; resume with"),
         ({"epoch": -1, "position": 0}, "data cursor: epoch must be 0 to 2, got -1"),
         ({"epoch": 1.0, "position": 0}, "data cursor: epoch must be 0 to 2, got 1.0"),

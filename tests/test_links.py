@@ -204,6 +204,14 @@ def test_a_control_message_that_is_too_large(transport, links, monkeypatch):
         links.await_control(Kind.MET)
 
 
+@pytest.mark.parametrize("kind", [Kind.ACK, Kind.CUT, Kind.LEFT, Kind.RECEIVED, Kind.STEP])
+def test_a_payload_where_there_is_none_is_refused(transport, links, kind):
+    """It would be taken for that of a later message."""
+    transport.arrives(1, Header(kind), b"abcd")
+    with pytest.raises(ProtocolError, match=f"server 1 sends {kind.name} with a payload"):
+        links.drive()
+
+
 def test_what_the_answers_said(transport, links):
     assert math.isnan(links.answered.rate)
     links.request(0, Header(Kind.STEP))

@@ -12,7 +12,7 @@ from psgrad.errors import DataError
 from psgrad.messages import Header, Kind, Verdict
 from psgrad.record import ANSWERED, CHOSE, TOOK, Entry, Recorder, differences, read, read_all
 
-ABOUT = {"rank": 0, "size": 1}
+ABOUT = {"rank": 0, "size": 5}
 STEP = Header(
     Kind.STEP, Verdict.NONE, chunk=3, clock=5, version=7, rate=0.5, nbytes=1 << 40, flags=5
 )
@@ -29,7 +29,7 @@ def written(*calls, choices=None, about=ABOUT):
 def test_golden_bytes_of_format_1():
     data, _ = written(("took", 2, STEP), ("chose", 4, 8))
     line, _, rest = data.partition(b"\n")
-    assert line == b'{"format": 1, "magic": "psgrad record", "rank": 0, "size": 1}'
+    assert line == b'{"format": 1, "magic": "psgrad record", "rank": 0, "size": 5}'
     assert rest.hex(" ", 4) == bytes.fromhex(
         "01060005 02000000 03000000 ffffffff 0500000000000000 0700000000000000 000000000000e03f"
         "03080000 00000000 04000000 00000000 0000000000000000 0000000000000000 0000000000000000"
@@ -42,7 +42,7 @@ def test_what_is_written_comes_back():
         ("took", 2, STEP), ("answered", 2, answer), ("chose", 4, 8), ("took", 1, STEP)
     )
     record = read(data, "a file")
-    assert record.about["size"] == 1
+    assert record.about["size"] == 5
     assert [entry.what for entry in record.entries] == [TOOK, ANSWERED, CHOSE, TOOK]
     assert record.entries[1] == Entry(
         ANSWERED, Kind.PARAMS, Verdict.APPLIED, 5, 2, 3, 12, 5, 7, 0.5
@@ -93,6 +93,17 @@ def test_an_entry_that_no_rank_writes_is_refused(what, kind):
     at = len(data) - 40
     with pytest.raises(DataError, match=f"entry 2 is damaged: what {what}, kind {kind}"):
         read(data[:at] + bytes([what, kind]) + data[at + 2 :], "a file")
+
+
+@pytest.mark.parametrize("what", ["took", "answered"])
+def test_a_rank_that_does_not_exist_is_refused(what):
+    """An order with it would wait for ever."""
+    data, _ = written(("took", 4, STEP), (what, 5, STEP))
+    with pytest.raises(DataError, match="a file: entry 1 is damaged: rank 5, ranks go from 0 to 4"):
+        read(data, "a file")
+    data, _ = written(about={"rank": 3, "size": 3})
+    with pytest.raises(DataError, match="a file is of rank 3, its run had 3 ranks"):
+        read(data, "a file")
 
 
 def test_differences_are_named():

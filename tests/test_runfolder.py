@@ -130,3 +130,39 @@ def test_the_closing_lines_without_a_bound_and_with_skipped_steps(tmp_path):
     text = runfolder.closing({**SUMMARY, "staleness_bound": None, "skipped_steps": 4}, tmp_path)
     assert "at most 2 seen, bound none" in text
     assert text.endswith("skipped        4 steps were not finite")
+
+
+def test_the_configuration_of_a_run_that_was_resumed_begins_at_the_start(tmp_path):
+    original = make(run_dir=str(tmp_path / "a"), resume="auto", checkpoint_every="5")
+    runfolder.create(original, "S")
+    assert configure([config.from_toml(tmp_path / "a" / "config.toml")]) == replace(
+        original, run_dir="", resume=""
+    )
+
+
+def test_a_finished_run_is_found_by_who_would_resume_it(tmp_path, capsys):
+    asked = make(run_dir=str(tmp_path), resume="auto", json=True)
+    assert runfolder.finished(asked) is None
+    runfolder.save_summary(tmp_path, SUMMARY)
+    text = runfolder.finished(asked)
+    assert text is not None
+    assert json.loads(text) == SUMMARY
+    assert runfolder.finished(replace(asked, resume="")) is None
+    assert runfolder.finished(replace(asked, resume=str(tmp_path))) is None
+    assert runfolder.finished(replace(asked, run_dir="", checkpoint_dir="c")) is None
+    runfolder.say_finished(asked, text)
+    runfolder.say_finished(replace(asked, json=False), text)
+    said = f"psgrad: run folder {tmp_path} holds a finished run: nothing to do\n"
+    assert capsys.readouterr() == (text, 2 * said)
+
+
+def test_a_folder_is_made_before_the_ranks_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = [runfolder.make(make(), "S") for _ in range(2)]
+    assert [str(path) for path in made] == [
+        f"runs/S-mlp-digits-ssp{suffix}" for suffix in ("", "-2")
+    ]
+    (tmp_path / "runs" / "x").write_text("")
+    monkeypatch.setattr(runfolder, "default_name", lambda config, stamp: "runs/x/y")
+    with pytest.raises(ConfigError, match="cannot write the run folder runs/x/y: File exists"):
+        runfolder.make(make(), "S")

@@ -12,7 +12,7 @@ from psgrad.checkpoint import InlineWriter, Store, open_tensors
 from psgrad.committing import Committing
 from psgrad.cuts import Announcement, Cut, CutPlan, Every
 from psgrad.errors import ProtocolError
-from psgrad.messages import Header, Kind
+from psgrad.messages import Header, Kind, encode_json
 from psgrad.saving import Checkpoints, ServerSaving
 
 
@@ -153,7 +153,7 @@ def test_what_the_system_says_is_in_the_report(tmp_path):
 
 def test_rows_without_names_are_refused(saving):
     rows(saving, 0, 1, values(1))
-    with pytest.raises(ProtocolError, match="worker 0 sent rows"):
+    with pytest.raises(ProtocolError, match="worker 0 sent 2 parts of rows and named 1"):
         saving.marked(0, ["residual"], 0.0)
 
 
@@ -196,13 +196,32 @@ def checkpoints(folder, bound=0, servers=1, coordinator=True, every="2"):
     committing = Committing(store, InlineWriter(), plan, servers, warnings.append)
     saving = ServerSaving(store, InlineWriter(), 0)
     made = Checkpoints(saving, committing if coordinator else None, bound == 0)
-    made.registered({}, {0: 0, 1: 0})
+    made.registered(shard_of(), {}, {0: 0, 1: 0})
     return made, warnings
 
 
+class At:
+    """A shard that stands at a cut, or at none."""
+
+    def __init__(self, cut=None, shard=None):
+        self.cuts, self.shard = [] if cut is None else [cut], shard
+
+    def mark(self, worker, number, clock):
+        pass
+
+    def cut(self):
+        return self.cuts.pop() if self.cuts else None
+
+    def resume(self):
+        return []
+
+    def __getattr__(self, name):
+        return getattr(self.shard, name)
+
+
 def mark(made, worker, clock):
-    header = Header(Kind.MARK, worker=worker, clock=clock)
-    made.marked(header, {"rows": [], "state": {"weight": 1.0}}, 0.0)
+    said = encode_json({"rows": [], "state": {"weight": 1.0}})
+    made.see(At(), Header(Kind.MARK, worker=worker, clock=clock), said, lambda: 0.0)
 
 
 def until_idle(made):
@@ -220,7 +239,7 @@ def test_in_sync_mode_a_cut_is_at_one_clock(tmp_path):
     made, warnings = checkpoints(tmp_path)
     for worker in (0, 1):
         mark(made, worker, 2)
-    made.copy(shard_of(0), cut_at(2, (0, 1)), lambda: 0.0)
+    made.cut_if_complete(At(cut_at(2, (0, 1)), shard_of(0)), lambda: 0.0)
     assert until_idle(made) == ["checkpoint 2 is safe"]
     assert warnings == []
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
@@ -245,7 +264,7 @@ def test_a_cut_in_sync_mode_where_workers_are_not_in_step_fails_and_the_run_goes
     cut, shard = case()
     for worker, clock in cut.clocks.items():
         mark(made, worker, clock)
-    made.copy(shard, cut, lambda: 0.0)
+    made.cut_if_complete(At(cut, shard), lambda: 0.0)
     where = ", ".join(f"worker {w} at {c}" for w, c in cut.clocks.items())
     text = (
         f"checkpoint 2 was not written: workers were not in step: {where}; training goes on, "
@@ -260,7 +279,7 @@ def test_elsewhere_workers_are_where_they_are(tmp_path):
     cut, shard = Cut(2, {0: 2, 1: 3}), shard_of()
     for worker, clock in cut.clocks.items():
         mark(made, worker, clock)
-    made.copy(shard, cut, lambda: 0.0)
+    made.cut_if_complete(At(cut, shard), lambda: 0.0)
     assert until_idle(made) == ["checkpoint 2 is safe"]
     assert warnings == []
 
@@ -268,7 +287,7 @@ def test_elsewhere_workers_are_where_they_are(tmp_path):
 def test_another_server_reports_to_the_coordinator(tmp_path):
     made, _ = checkpoints(tmp_path, coordinator=False)
     mark(made, 0, 2)
-    made.copy(shard_of(0), cut_at(2, [0]), lambda: 0.0)
+    made.cut_if_complete(At(cut_at(2, [0]), shard_of(0)), lambda: 0.0)
     assert made.busy
     [report], said = made.advance()
     assert (report["number"], said) == (2, None)
@@ -288,9 +307,10 @@ def test_pushes_move_the_plan_and_other_messages_do_not(tmp_path):
 
 def test_who_leaves_is_in_checkpoints_with_its_last_words(tmp_path):
     made, _ = checkpoints(tmp_path)
-    made.left(Header(Kind.LEAVE, worker=1, clock=1), {"state": {"last": "words"}})
+    said = encode_json({"state": {"last": "words"}})
+    made.see(At(), Header(Kind.LEAVE, worker=1, clock=1), said, lambda: 0.0)
     mark(made, 0, 2)
-    made.copy(shard_of(0), cut_at(2, [0]), lambda: 0.0)
+    made.cut_if_complete(At(cut_at(2, [0]), shard_of(0)), lambda: 0.0)
     until_idle(made)
     content = (tmp_path / "step-00000002" / "manifest.json").read_text()
     assert re.search(

@@ -13,7 +13,7 @@ from scripted_transport import NothingComesError, Scripted
 from psgrad import intake
 from psgrad.errors import ConfigError, ProtocolError, WireError
 from psgrad.layout import Layout
-from psgrad.messages import HEADER_NBYTES, Header, Kind, Verdict, encode_json
+from psgrad.messages import HEADER_NBYTES, Flag, Header, Kind, Verdict, encode_json
 from psgrad.optimizers import SGD
 from psgrad.options import Options
 from psgrad.roles import Roles
@@ -366,6 +366,13 @@ def test_a_server_owns_its_chunks_only():
         (Kind.PUSH, full(1.0)[:-4], {}, "rank 1 pushes 92 bytes to chunk 0 of 96 bytes"),
         (Kind.PULL, b"", {"chunk": 3}, "chunk 3 is not on this server"),
         (Kind.ACK, b"", {}, "does not handle ACK"),
+        (Kind.WRITTEN, b"{}", {}, "rank 1 sends WRITTEN, which servers send alone"),
+        (Kind.EVICTED, b"", {}, "rank 1 sends EVICTED, which servers send alone"),
+        (Kind.STATE, b"", {}, "rank 1 sends state of chunk 0 without a payload"),
+        (Kind.MARK, b"{}", {}, "worker 0 marks a checkpoint, this run has none"),
+        (Kind.LEAVE, b"", {"clock": 9}, "worker 0 leaves at clock 9, it has pushed 0 steps of"),
+        (Kind.SETTLE, b"", {"sequence": 0}, "worker 0 ends step 1 of 0 chunks, 0 are here"),
+        (Kind.PUSH, full(1.0), {"flags": Flag.OPEN}, "worker 0 opens a step by PUSH"),
     ],
 )
 def test_messages_that_no_correct_worker_sends(kind, payload, fields, text):
@@ -373,6 +380,16 @@ def test_messages_that_no_correct_worker_sends(kind, payload, fields, text):
     desk.register(0, 1)
     desk.serve()
     desk.tell(0, kind, payload, **{"clock": 1, "weight": 1.0, **fields})
+    with pytest.raises(ProtocolError, match=text):
+        desk.server.serve()
+
+
+@pytest.mark.parametrize("kind", [Kind.EVICTED, Kind.FENCED, Kind.WRITTEN])
+def test_what_only_the_coordinator_says_to_servers(kind):
+    desk = Desk(servers=3, rank=1)
+    desk.transport.peers.append(2)  # a server that this one does not even hear
+    desk.transport.arrives(2, Header(kind, run=RUN), b"")
+    text = "this run has none" if kind is Kind.WRITTEN else f"server 2 sends {kind.name} to a"
     with pytest.raises(ProtocolError, match=text):
         desk.server.serve()
 

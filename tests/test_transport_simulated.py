@@ -202,6 +202,24 @@ def test_all_that_is_there_gets_its_place_before_the_first_is_returned():
     run(3, program)
 
 
+def test_who_is_dropped_is_not_heard_any_more():
+    """Nor is what of it had its place already: its owner has forgotten that place."""
+
+    def program(transport):
+        if transport.rank:
+            for number in range(3):
+                transport.send(0, message(number, 8), bytearray(8))
+            return None
+        transport.sleep(10.0)
+        first, *rest = log(1, transport, [1, 2])
+        transport.drop(3 - first[1])
+        return rest + [transport.receive(anywhere)[0] for _ in range(2)] + [first[1]]
+
+    heard, *_ = run(3, program)
+    assert len(set(heard)) == 1
+    assert len(heard) == 3
+
+
 def test_messages_of_one_moment_keep_their_order():
     """Everything at once on a network that takes no time: first sent, first received."""
 

@@ -297,6 +297,17 @@ def mismatch(transport):
         transport.receive(lambda _peer, _header: bytearray(9))
 
 
+def lost(transport):
+    """That a rank is gone is what transports say; a message that says so is refused."""
+    transport.connect(others(transport))
+    if transport.rank == 0:
+        transport.send(1, Header(Kind.LOST))
+        transport.flush()
+        transport.sleep(30)  # ended by the other
+    else:
+        transport.receive(lambda _peer, _header: bytearray(9))
+
+
 def aborted(transport):
     """An abort ends the ranks that wait, too."""
     if transport.rank == 1:
@@ -307,5 +318,6 @@ def aborted(transport):
 
 REFUSED = {
     "mismatch": (mismatch, 1, "rank 0 announces 8 bytes of PUSH where 9 are expected"),
+    "lost": (lost, 1, "rank 0 sends LOST, which only a transport says of a rank"),
     "aborted": (aborted, 3, ""),
 }

@@ -21,7 +21,7 @@ from psgrad.chaos.trial import Trial, draw
 from psgrad.chaos.victims import carry_out
 from psgrad.errors import PsgradError
 
-UNDISTURBED: Final = 3  # runs that are compared with, where not all of them give the same
+UNDISTURBED: Final = 5  # runs that are compared with, where not all of them give the same
 # Ends when what started it is gone.
 SPIN: Final = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
@@ -121,11 +121,14 @@ def campaign(options: Options, environ: Mapping[str, str]) -> list[Judged]:
     done = []
     indices = range(options.first, options.first + options.runs)
     with _spinning(options.spinners), ThreadPoolExecutor(options.jobs) as pool:
-        for judged in pool.map(one, indices):
-            done.append(judged)
-            print(judged.line, flush=True)
-            if judged.faults:
-                print(f"     again: {judged.trial.repeat}    its files: {place}", flush=True)
+        try:
+            for judged in pool.map(one, indices):
+                done.append(judged)
+                print(judged.line, flush=True)
+                if judged.faults:
+                    print(f"     again: {judged.trial.repeat}    its files: {place}", flush=True)
+        finally:  # what has begun ends by itself, and leaves nothing
+            pool.shutdown(cancel_futures=True)
     if not any(judged.faults for judged in done):
         shutil.rmtree(place)
     print(table(done))
@@ -140,7 +143,8 @@ def table(done: Sequence[Judged]) -> str:
     times = sorted(second for judged in done for second in judged.outcome.recoveries)
     rows = {
         "runs": str(len(done)),
-        "kills": str(sum(judged.outcome.killed for judged in done)),
+        "kills": f"{sum(judged.outcome.killed for judged in done)}, "
+        f"{sum(len(judged.outcome.ends) for judged in done)} attempts ended by them",
         "over before a kill": str(missed),
         "hangs": str(hangs),
         "wrong": str(wrong),

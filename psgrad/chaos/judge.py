@@ -9,7 +9,10 @@ from typing import Any, Final
 from psgrad.chaos.trial import Trial
 
 RESTART: Final = "psgrad: restart "
-TOLERANCE: Final = 0.005  # of accuracy: half a point
+# Of accuracy: half a point, from the nearest undisturbed run. Those of 359 test samples that are
+# not in sync mode differ by a quarter of a point (one standard deviation) among themselves, so half
+# a point from their mean would take one good run in 25 for a wrong one.
+TOLERANCE: Final = 0.005
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,9 @@ class Reference:
     accuracies: tuple[float, ...]
     steps: frozenset[int]
 
-    @property
-    def accuracy(self) -> float:
-        """The mean."""
-        return sum(self.accuracies) / len(self.accuracies)
+    def distance(self, accuracy: float) -> float:
+        """From the nearest of them; 0 between two."""
+        return max(min(self.accuracies) - accuracy, accuracy - max(self.accuracies), 0.0)
 
 
 def reference(summaries: Sequence[Mapping[str, Any]]) -> Reference:
@@ -72,8 +74,9 @@ def judge(trial: Trial, outcome: Outcome, expected: Reference) -> list[str]:
     if trial.mode == "sync":
         if outcome.summary["params_sha256"] not in expected.sha256:
             faults.append("other parameters than undisturbed")
-    elif abs(accuracy - expected.accuracy) > TOLERANCE:
-        faults.append(f"accuracy {accuracy:.4f}, undisturbed {expected.accuracy:.4f} in the mean")
+    elif expected.distance(accuracy) > TOLERANCE:
+        seen = f"{min(expected.accuracies):.4f} to {max(expected.accuracies):.4f}"
+        faults.append(f"accuracy {accuracy:.4f}, undisturbed {seen}")
     if outcome.summary["skipped_steps"]:
         faults.append(f"{outcome.summary['skipped_steps']} steps were not finite")
     return faults

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from psgrad.checkpoint.files import write_tensors
 from psgrad.checkpoint.opened import Checkpoint, verify
-from psgrad.errors import CheckpointError, ConfigError, LayoutError
-from psgrad.layout import Chunk, Float32, Layout
+from psgrad.errors import CheckpointError, ConfigError, LayoutError, shown
+from psgrad.layout import ITEMSIZE, Chunk, Float32, Layout
 
 SUFFIXES: Final = (".safetensors", ".npz")
 
@@ -56,15 +56,17 @@ def parameters(checkpoint: Checkpoint) -> dict[str, Float32]:
     """
     try:
         layout = Layout.from_record(checkpoint.manifest.state["layout"])
+        if layout.size * ITEMSIZE > checkpoint.manifest.nbytes:  # before there is a grid of them
+            raise LayoutError(f"{layout.size} elements in {checkpoint.manifest.nbytes} bytes")
         grid = layout.chunks(checkpoint.manifest.state["chunk_bytes"])
         chunks = {chunk: _chunk(checkpoint, chunk) for chunk in grid}
         flat = np.empty(layout.size, np.float32)
         for chunk, params in chunks.items():
             flat[chunk.start : chunk.stop] = params
         return layout.views(flat)
-    except (KeyError, TypeError, ValueError, LayoutError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, LayoutError) as error:
         raise CheckpointError(
-            f"{checkpoint.path} has no layout that fits its files: {error!r}"
+            f"{checkpoint.path} has no layout that fits its files: {shown(error, 200)}"
         ) from error
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad.checkpoint.strict_json import is_count, parse
-from psgrad.errors import CheckpointError
+from psgrad.errors import CheckpointError, shown
 
 MANIFEST: Final = "manifest.json"  # beside the files of tensors
 METADATA: Final = "__metadata__"  # of a safetensors file: no tensor can have this name
@@ -65,14 +65,17 @@ def check_record(record: FileRecord) -> None:
     name = record.name
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == MANIFEST:
         raise CheckpointError(
-            f"{name!r} is not the name of a file inside a checkpoint; use letters, digits, dots, "
-            f"underscores and dashes"
+            f"{shown(name)} is not the name of a file inside a checkpoint; use letters, digits, "
+            f"dots, underscores and dashes"
         )
     if not is_count(record.nbytes):
-        raise CheckpointError(f"the size of {name} must be at least 0 bytes, got {record.nbytes!r}")
+        raise CheckpointError(
+            f"the size of {shown(name)} must be at least 0 bytes, got {shown(record.nbytes)}"
+        )
     if not isinstance(record.checksum, str) or not _CHECKSUM.fullmatch(record.checksum):
         raise CheckpointError(
-            f"the checksum of {name} must be like crc32:89abcdef, got {record.checksum!r}; "
+            f"the checksum of {shown(name)} must be like crc32:89abcdef, got "
+            f"{shown(record.checksum)}; "
             f"another algorithm needs a newer psgrad"
         )
 
@@ -234,7 +237,7 @@ def _entries(header: Any, start: int, nbytes: int) -> dict[str, Entry]:
     at = start
     for name, entry in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != at:
-            raise ValueError(f"tensor {name!r} begins at byte {entry.start} instead of {at}")
+            raise ValueError(f"tensor {shown(name)} begins at byte {entry.start} instead of {at}")
         at = entry.stop
     if at != nbytes:
         raise ValueError(f"it has {nbytes} bytes, its tensors end at {at}")
@@ -243,20 +246,22 @@ def _entries(header: Any, start: int, nbytes: int) -> dict[str, Entry]:
 
 def _entry(name: str, entry: Any, start: int) -> Entry:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {name!r} has no dtype, shape and data_offsets alone")
+        raise ValueError(f"tensor {shown(name)} has no dtype, shape and data_offsets alone")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"tensor {name!r} has dtype {dtype!r}; known are {', '.join(DTYPES)}")
+        raise ValueError(
+            f"tensor {shown(name)} has dtype {shown(dtype)}; known are {', '.join(DTYPES)}"
+        )
     if not _counts(shape) or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"tensor {name!r} has a shape that is none")
+        raise ValueError(f"tensor {shown(name)} has a shape that is none")
     if not _counts(offsets) or len(offsets) != 2:
-        raise ValueError(f"tensor {name!r} has data_offsets that are none")
+        raise ValueError(f"tensor {shown(name)} has data_offsets that are none")
     itemsize = np.dtype(DTYPES[dtype]).itemsize
     # Where one dimension is 0, the others still have to be ones that an array can have.
     if math.prod(d for d in shape if d) > (1 << 62) // itemsize:
-        raise ValueError(f"tensor {name!r} has a shape beyond all memory")
+        raise ValueError(f"tensor {shown(name)} has a shape beyond all memory")
     if offsets[1] - offsets[0] != math.prod(shape) * itemsize:
-        raise ValueError(f"tensor {name!r} does not have the bytes of its shape")
+        raise ValueError(f"tensor {shown(name)} does not have the bytes of its shape")
     return Entry(dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from psgrad.checkpoint.files import FileRecord, check_record, checksum_text
 from psgrad.checkpoint.strict_json import is_count, parse
-from psgrad.errors import CheckpointError
+from psgrad.errors import CheckpointError, shown
 from psgrad.version import __version__
 
 FORMAT: Final = 1
@@ -45,12 +45,14 @@ class Manifest:
     def __post_init__(self) -> None:
         """Raises ``CheckpointError`` for what a manifest cannot say."""
         if not is_count(self.step):
-            raise CheckpointError(f"the step must be a whole number from 0 up, got {self.step!r}")
+            raise CheckpointError(
+                f"the step must be a whole number from 0 up, got {shown(self.step)}"
+            )
         for record in self.files:
             check_record(record)
         names = [record.name for record in self.files]
         if len(set(names)) < len(names):
-            raise CheckpointError(f"a file is there twice: {', '.join(names)}")
+            raise CheckpointError(f"a file is there twice: {shown(names, 200)}")
 
     @property
     def nbytes(self) -> int:
@@ -96,12 +98,12 @@ class Manifest:
             raise CheckpointError("it has no format")
         if type(content["format"]) is not int or content["format"] != FORMAT:
             raise CheckpointError(
-                f"it has format {content['format']!r}, this psgrad reads {FORMAT}; use the version "
-                f"that wrote it: {content.get('psgrad')!r}"
+                f"it has format {shown(content['format'])}, this psgrad reads {FORMAT}; use the "
+                f"version that wrote it: {shown(content.get('psgrad'))}"
             )
         if content.keys() != _KEYS:
             odd = sorted(content.keys() ^ _KEYS)
-            raise CheckpointError(f"it lacks keys or has others: {', '.join(odd)}")
+            raise CheckpointError(f"it lacks keys or has others: {shown(odd, 200)}")
         files, state, version = content["files"], content["state"], content["psgrad"]
         if not isinstance(state, dict) or not isinstance(version, str):
             raise CheckpointError("its state must be an object, its version a text")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from psgrad.checkpoint.files import MANIFEST, TensorFile, check_file, check_size, open_tensors
 from psgrad.checkpoint.manifest import Manifest
-from psgrad.errors import CheckpointError
+from psgrad.errors import CheckpointError, shown
 
 ASIDE: Final = ".old"
 _NAME: Final = re.compile(r"step-([0-9]{8,})(\.old)?")
@@ -59,7 +59,9 @@ class Checkpoint:
         except CheckpointError as error:
             raise CheckpointError(f"{file} is damaged: {error}") from error
         if step_of(path.name) not in (None, manifest.step):
-            raise CheckpointError(f"{path} has another step in its manifest: {manifest.step}")
+            raise CheckpointError(
+                f"{path} has another step in its manifest: {shown(manifest.step)}"
+            )
         for record in manifest.files:
             check_size(path, record)
         return cls(path, manifest)
@@ -71,7 +73,7 @@ class Checkpoint:
     def tensor(self, name: str) -> NDArray[Any]:
         """A copy of a tensor, whichever file it is in; raises ``CheckpointError``."""
         if name not in self._places:
-            raise CheckpointError(f"{self.path} has no tensor {name!r}")
+            raise CheckpointError(f"{self.path} has no tensor {shown(name)}")
         return self._places[name].tensor(name)
 
     @cached_property
@@ -82,8 +84,8 @@ class Checkpoint:
             for name in file.names:
                 if name in places:
                     raise CheckpointError(
-                        f"{self.path} has tensor {name!r} twice, in {places[name].path.name} and "
-                        f"{file.path.name}"
+                        f"{self.path} has tensor {shown(name)} twice, in "
+                        f"{places[name].path.name} and {file.path.name}"
                     )
                 places[name] = file
         return places

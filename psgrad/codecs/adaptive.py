@@ -32,7 +32,7 @@ from psgrad.codecs.raw import Raw, raw_nbytes
 from psgrad.codecs.sparse import check_ratio
 from psgrad.codecs.topk import TopK
 from psgrad.codecs.wire import HEADER_NBYTES, code_of
-from psgrad.errors import ConfigError, WireError
+from psgrad.errors import ConfigError, WireError, shown
 from psgrad.layout import Chunk, Float32
 
 PIECES: Final = 16  # of a chunk, that candidates are tried on
@@ -177,6 +177,11 @@ class FastestChoice:
         }
 
     def load_state_dict(self, state: State) -> None:
+        used = state.get("used")
+        if isinstance(used, np.ndarray) and not np.isin(used, range(len(self._candidates))).all():
+            raise ConfigError(
+                f"codec state uses candidates {shown(used)}, there are {len(self._candidates)}"
+            )
         load(self.state_dict(), state)
 
 

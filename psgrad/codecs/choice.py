@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad.codecs.base import Bytes, Codec
-from psgrad.errors import ConfigError
+from psgrad.errors import ConfigError, shown
 from psgrad.layout import Chunk, Float32
 
 State: TypeAlias = Mapping[str, NDArray[Any]]
@@ -80,11 +80,17 @@ def everywhere(codec: Codec, chunks: Sequence[Chunk]) -> Always:
 
 
 def load(mine: State, state: State) -> None:
-    """Copies ``state`` into the arrays ``mine``, which must be the same by name and shape."""
+    """Copies ``state`` into the arrays ``mine``: the same by name, dtype and shape.
+
+    Raises ``ConfigError``, and copies nothing, where they are not.
+    """
     if set(mine) != set(state):
-        raise ConfigError(f"codec state has {sorted(state)}, expected {sorted(mine)}")
+        raise ConfigError(f"codec state has {shown(sorted(state))}, expected {sorted(mine)}")
     for name, array in mine.items():
-        if state[name].shape != array.shape:
-            raise ConfigError(f"{name} has shape {state[name].shape}, expected {array.shape}")
+        given = state[name]
+        if not isinstance(given, np.ndarray) or given.dtype != array.dtype:
+            raise ConfigError(f"{name} must be an array of {array.dtype}, got {shown(given)}")
+        if given.shape != array.shape:
+            raise ConfigError(f"{name} has shape {given.shape}, expected {array.shape}")
     for name, array in mine.items():
         np.copyto(array, state[name])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from psgrad.data.dataset import IndexArray
-from psgrad.errors import ConfigError
+from psgrad.errors import ConfigError, shown
 
 
 class Batches(Iterator[tuple[int, IndexArray]]):
@@ -27,8 +27,16 @@ class Batches(Iterator[tuple[int, IndexArray]]):
     """
 
     def __init__(
-        self, indices: IndexArray, batch_size: int, seed: int, worker: int, epochs: int
+        self,
+        indices: IndexArray,
+        batch_size: int,
+        seed: int,
+        worker: int,
+        epochs: int,
+        *,
+        samples: int | None = None,
     ) -> None:
+        """``samples``: how many there are in the data set, as far as a cursor is looked at."""
         limits = (("batch_size", batch_size, 1), ("epochs", epochs, 1))
         for key, value, least in (*limits, ("seed", seed, 0), ("worker", worker, 0)):
             if value < least:
@@ -36,6 +44,7 @@ class Batches(Iterator[tuple[int, IndexArray]]):
         self._indices = np.array(indices, np.int64)
         self._batch_size = batch_size
         self._key = (seed, worker)
+        self._samples = samples
         self._epochs = epochs
         self._epoch = 0
         self._position = 0
@@ -124,9 +133,10 @@ class Batches(Iterator[tuple[int, IndexArray]]):
 
         Raises ConfigError, and changes nothing, for a state that is not one of this iterator.
         """
-        if set(state) - {"leftovers"} != {"epoch", "position"}:
-            raise ConfigError(f"a data cursor has epoch and position, got {', '.join(state)}")
-        before, self._leftovers = self._leftovers, _leftovers(state.get("leftovers", {}))
+        if not isinstance(state, Mapping) or set(state) - {"leftovers"} != {"epoch", "position"}:
+            raise ConfigError(f"a data cursor has epoch and position, got {shown(state)}")
+        before = self._leftovers
+        self._leftovers = _leftovers(state.get("leftovers", {}), self._samples)
         try:
             self._check(state)
         except ConfigError:
@@ -136,20 +146,36 @@ class Batches(Iterator[tuple[int, IndexArray]]):
         self._seek(state["epoch"], state["position"])
 
     def _check(self, state: Mapping[str, Any]) -> None:
+        _check_cursor("epoch", state["epoch"], self._epochs)
         here = self._leftovers.get(state["epoch"], self._indices)
         last = 0 if state["epoch"] == self._epochs else max(here.size - 1, 0)
-        for key, limit in (("epoch", self._epochs), ("position", last)):
-            if type(state[key]) is not int or not 0 <= state[key] <= limit:
-                raise ConfigError(
-                    f"data cursor: {key} must be 0 to {limit}, got {state[key]!r}; resume with the "
-                    "epochs, data set and number of workers of the saved run"
-                )
+        _check_cursor("position", state["position"], last)
 
 
-def _leftovers(state: Any) -> dict[int, IndexArray]:
+def _check_cursor(key: str, value: Any, limit: int) -> None:
+    if type(value) is not int or not 0 <= value <= limit:
+        raise ConfigError(
+            f"data cursor: {key} must be 0 to {limit}, got {shown(value)}; resume with the epochs, "
+            "data set and number of workers of the saved run"
+        )
+
+
+def _leftovers(state: Any, samples: int | None) -> dict[int, IndexArray]:
     if not isinstance(state, Mapping) or not all(
-        key.isdigit() and isinstance(i, np.ndarray) and i.dtype == np.int64 and i.ndim == 1
+        _is_epoch(key) and isinstance(i, np.ndarray) and i.dtype == np.int64 and i.ndim == 1
         for key, i in state.items()
     ):
-        raise ConfigError(f"data cursor: leftovers must be int64 arrays by epoch, got {state!r}")
+        raise ConfigError(
+            f"data cursor: leftovers must be int64 arrays by epoch, got {shown(state)}"
+        )
+    for key, i in state.items():
+        if i.size and (i.min() < 0 or (samples is not None and i.max() >= samples)):
+            raise ConfigError(
+                f"data cursor: leftovers of epoch {key} have samples {i.min()} to {i.max()}, the "
+                f"data set has {samples}; resume with that of the saved run"
+            )
     return {int(key): indices for key, indices in state.items()}
+
+
+def _is_epoch(key: Any) -> bool:
+    return isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10

@@ -17,10 +17,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from psgrad.messages import Header
+from psgrad.errors import ProtocolError
+from psgrad.messages import Header, Kind
 
 Buffer = Any  # a contiguous array, bytearray, memoryview or bytes
 Place = Callable[[int, Header], Buffer]
+
+
+def check_travelled(peer: int, header: Header) -> None:
+    """Raises ``ProtocolError`` for a header of ``peer`` that transports make themselves.
+
+    Every transport looks at what comes over its wire: who is gone cannot say so.
+    """
+    if header.kind is Kind.LOST:
+        raise ProtocolError(f"rank {peer} sends LOST, which only a transport says of a rank")
 
 
 class Sent(Protocol):

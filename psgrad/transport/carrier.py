@@ -18,6 +18,7 @@ from psgrad.transport.clockwork import Clockwork, Rank, SimulationError
 from psgrad.transport.network import Line, Wires
 from psgrad.transport.trace import Event, Sink
 
+NOTICE: Final = -1  # the number of the message that says so, which nobody has sent
 POLLS: Final = 1_000_000  # of one message: no program asks that often if it ever waits
 
 
@@ -42,6 +43,11 @@ class Message:
     def nbytes(self) -> int:
         """Its size on the wire."""
         return HEADER_NBYTES + len(self.data)
+
+    @property
+    def is_notice(self) -> bool:
+        """Whether it is this carrier's own: somebody is gone."""
+        return self.number == NOTICE
 
     def done(self) -> bool:
         """Whether the payload's memory may be written again."""
@@ -257,7 +263,7 @@ class Carrier:
         end.lost.add(peer)
         line = self.ends[peer].lines.get(end.rank.index)
         line = line or self._new_line(self.ends[peer], end.rank.index)
-        end.inbox.append(Message(-1, line, Header(Kind.LOST), b"", None))
+        end.inbox.append(Message(NOTICE, line, Header(Kind.LOST), b"", None))
         if end.rank.waits_in == "receive":
             self.clock.wake(end.rank)
 

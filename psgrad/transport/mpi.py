@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psgrad.errors import LaunchError, ProtocolError
 from psgrad.messages import HEADER_NBYTES, Header, Kind
-from psgrad.transport import Buffer, Place, Sent
+from psgrad.transport import Buffer, Place, Sent, check_travelled
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -270,6 +270,7 @@ class MpiTransport:
         for link in self._links_with_header():
             buffer = link.buffers[link.head]
             header = Header.decode(buffer)
+            check_travelled(link.peer, header)
             try:
                 request = self._begin_payload(link, header, buffer, place)
             except self._mpi.Exception as error:

@@ -26,7 +26,7 @@ from typing import Final, NoReturn, TypeVar
 
 from psgrad.errors import ConfigError, ProtocolError
 from psgrad.messages import Header
-from psgrad.transport import Buffer, Place, Sent
+from psgrad.transport import Buffer, Place, Sent, check_travelled
 from psgrad.transport.carrier import Carrier, End
 from psgrad.transport.clockwork import Clockwork, SimulationError, failure_of
 from psgrad.transport.faults import Fault, Kill, Partition
@@ -322,6 +322,8 @@ class SimulatedTransport:
     def _take(self, place: Place) -> None:
         message = self._carrier.take(self._end)
         source, header = message.line.source, message.header
+        if not message.is_notice:
+            check_travelled(source, header)
         if header.nbytes:
             target = memoryview(place(source, header)).cast("B")
             if target.nbytes != header.nbytes:

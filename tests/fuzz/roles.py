@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -27,6 +27,7 @@ from psgrad.registered import Registered
 from psgrad.roles import Roles
 from psgrad.server import Server
 from psgrad.sharing import WorkerMemory
+from psgrad.transport import check_travelled
 
 RUN = 77
 LIMIT = 160 << 20  # two times the largest control payload, and what JSON makes of it
@@ -35,6 +36,8 @@ LAYOUT = Layout.of(
     {"w": np.zeros((6, 8), np.float32), "b": np.zeros(8, np.float32)}, [SegmentOptions("b")]
 )
 GRADIENT = np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
+STATS = {"updates": 1, "pushes": 1, "staleness_max": 0, "bytes_pushed": 9, "bytes_pulled": 9,
+         "balance": 1.0}  # fmt: skip
 Message = tuple[Header, bytes]
 
 
@@ -52,11 +55,15 @@ class Script:
 
     cores, host = 1, "here"
 
-    def __init__(self, rank: int, peer: int, messages: list[bytes]) -> None:
-        self.rank, self._peer, self._messages = rank, peer, deque(messages)
+    def __init__(self, rank: int, messages: Sequence[tuple[int, bytes]], idle: int = 0) -> None:
+        """``messages`` with the ranks that they come from; ``idle`` waits in vain may follow."""
+        self.rank, self._messages, self._idle = rank, deque(messages), idle
 
     def now(self) -> float:
         return 0.0
+
+    def drop(self, peer: int) -> None:
+        self._messages = deque(message for message in self._messages if message[0] != peer)
 
     def connect(self, peers: object) -> None:
         pass
@@ -70,16 +77,20 @@ class Script:
 
     def receive(self, place: Callable, timeout: float | None = None):
         if not self._messages:
-            raise EndOfScriptError
-        data = self._messages.popleft()
+            if timeout is None or not self._idle:
+                raise EndOfScriptError
+            self._idle -= 1
+            return None
+        peer, data = self._messages.popleft()
         header = Header.decode(data)
+        check_travelled(peer, header)
         if header.nbytes:
-            memory = memoryview(place(self._peer, header)).cast("B")
+            memory = memoryview(place(peer, header)).cast("B")
             if memory.nbytes != header.nbytes:
                 raise ProtocolError("as MpiTransport says")
             came = data[HEADER_NBYTES : HEADER_NBYTES + header.nbytes]
             memory[: len(came)] = came
-        return self._peer, header
+        return peer, header
 
 
 class Sink:
@@ -145,8 +156,8 @@ def server(name: str, **options: object) -> Target:
     script = conversation(mine)
 
     def read(sample: int, data: bytes) -> None:
-        messages = [*script[:sample], data, *script[sample + 1 :]]
-        program = Server(Script(0, 1, messages), ROLES_OF_ONE, mine, RUN, Sink())
+        messages = [(1, said) for said in (*script[:sample], data, *script[sample + 1 :])]
+        program = Server(Script(0, messages), ROLES_OF_ONE, mine, RUN, Sink())
         with suppress(EndOfScriptError), np.errstate(all="ignore"):  # gradients may be huge
             program.serve()
 
@@ -169,7 +180,8 @@ def answers(options: Options) -> list[bytes]:
             payload = out[:size].tobytes()
         said += [bytes_of(about), bytes_of(about._replace(kind=Kind.RECEIVED))]
         said.append(bytes_of(about._replace(kind=Kind.PARAMS, flags=mark), payload))
-    return [*said, bytes_of(Header(Kind.STATS_ARE), encode_json({"updates": 1}))]
+    said.append(bytes_of(Header(Kind.CUT, sequence=2, clock=3)))
+    return [*said, bytes_of(Header(Kind.STATS_ARE), encode_json(STATS))]
 
 
 def worker(name: str, **options: object) -> Target:
@@ -179,8 +191,8 @@ def worker(name: str, **options: object) -> Target:
     state = Registered.of(LAYOUT, mine, 1, 0, memory)
 
     def read(sample: int, data: bytes) -> None:
-        messages = [*script[:sample], data, *script[sample + 1 :]]
-        transport = Script(1, 0, messages)
+        messages = [(0, said) for said in (*script[:sample], data, *script[sample + 1 :])]
+        transport = Script(1, messages)
         links = ServerLinks(transport, ROLES_OF_ONE, RUN, 99, mine.compression.pull)
         links.receive_params_into(state.params_of, state.take_shared)
         for chunk in state.chunks:

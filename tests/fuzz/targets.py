@@ -13,7 +13,9 @@ from payloads import CASES, check
 from fuzz.engine import Target
 from fuzz.files import FILES
 from fuzz.mutate import Dice
+from fuzz.recovery import RECOVERY
 from fuzz.roles import ROLES
+from fuzz.stored import STORED
 from psgrad import control, record
 from psgrad.codecs import CODECS
 from psgrad.codecs.wire import HEADER_NBYTES as PAYLOAD_HEADER
@@ -129,7 +131,9 @@ TABLE = (
     *CONTROL,
     *(payloads(name) for name in CODECS),
     *ROLES,
+    *RECOVERY,
     Target("record", (recorded(),), read_record, wire=False),
     *FILES,
+    *STORED,
 )
 TARGETS = {target.name: target for target in TABLE}
