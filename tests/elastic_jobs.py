@@ -14,6 +14,7 @@ from pathlib import Path
 from installed_mpi import environment
 
 from psgrad import jobs
+from psgrad.chaos.victims import Tail
 
 POLL_S = 0.005
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -80,12 +81,20 @@ class Job:
 
     def step(self, metrics: Path, number):
         """Waits until worker 0 has come to step ``number``."""
-        self.until(lambda: last_step(metrics) >= number, f"step {number}")
+        tail = Tail(metrics)
+
+        def is_there():
+            tail.read()
+            return tail.step >= number
+
+        self.until(is_there, f"step {number}")
 
     def send(self, rank, signum):
         """A signal to a rank; the time."""
-        os.kill(self.until(lambda: self._pid(rank), f"rank {rank}"), signum)
-        return time.monotonic()
+        pid = self.until(lambda: self._pid(rank), f"rank {rank}")
+        struck_s = time.monotonic()
+        os.kill(pid, signum)
+        return struck_s
 
     def kill(self, rank):
         """SIGKILL to a rank; the time."""
@@ -111,15 +120,6 @@ class Job:
 
 
 def records(metrics: Path, kind="step"):
-    """The whole records of a file that may be written at this moment."""
-    with suppress(OSError):
-        text = metrics.read_text().rpartition("\n")[0]
-        found = [json.loads(line) for line in text.splitlines()]
-        return [record for record in found if record["kind"] == kind]
-    return []
-
-
-def last_step(metrics: Path):
-    """The last step of worker 0; 0 before the first."""
-    steps = records(metrics)
-    return steps[-1]["step"] if steps else 0
+    """The records of a run that is over."""
+    found = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [record for record in found if record["kind"] == kind]

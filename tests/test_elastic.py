@@ -28,6 +28,8 @@ def elastic(mpi, tmp_path):
     def start(ranks, *arguments):
         folder = tmp_path / "run"
         train = ["--epochs", 40, "--progress", "off", "--run-dir", folder, *arguments]
+        if "--inject" not in arguments:  # or it may be over before it is looked at
+            train += ["--inject", f"slow:rank={ranks - 1},factor=5"]
         job = Job(mpi, ranks, train)
         jobs.append(job)
         job.metrics, job.folder = folder / "metrics.jsonl", folder

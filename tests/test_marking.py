@@ -11,7 +11,7 @@ from shard_copies import CHUNKS, LAYOUT, values
 
 from psgrad.checkpoint import InlineWriter
 from psgrad.cuts import Announcement, Every, Markers
-from psgrad.errors import CheckpointError, ConfigError, ProtocolError
+from psgrad.errors import CheckpointError, ConfigError
 from psgrad.marking import Marking, Position
 from psgrad.messages import NO_RATE, Kind, decode_json
 from psgrad.session import Session
@@ -257,11 +257,3 @@ def test_parts_are_kept_once(tmp_path):
             worker.keep("x", part)
 
     session(main, checkpoint_dir=str(tmp_path))
-
-
-def test_a_marker_without_checkpoints_is_refused():
-    from psgrad.server import Server
-
-    server = SimpleNamespace(_checkpoints=None)
-    with pytest.raises(ProtocolError, match="worker 0 marks a checkpoint, this run has none"):
-        Server._mark(server, None, SimpleNamespace(worker=0), None)
