@@ -37,7 +37,7 @@ class Mpi:
     mpiexec: Path
     python: Path
 
-    def plan(self, ranks: int, args: Iterable[object]) -> launch.Plan:
+    def plan(self, ranks: int, args: Iterable[object], *, elastic: bool = False) -> launch.Plan:
         """What starts ``python args...`` on ``ranks`` ranks, as ``psgrad run`` would."""
         libmpi = launch.find_libmpi(self.mpiexec, self.name)
         machine = launch.Machine(
@@ -51,7 +51,8 @@ class Mpi:
             terminal=False,
         )
         command = (str(self.python), *map(str, args))
-        return launch.plan(launch.Launch(ranks, command), machine, environment())
+        asked = launch.Launch(ranks, command, elastic=elastic)
+        return launch.plan(asked, machine, environment())
 
     def run(
         self,
@@ -61,12 +62,14 @@ class Mpi:
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        elastic: bool = False,
     ) -> Result:
         """Runs ``python args...`` on ``ranks`` ranks under bare mpiexec.
 
-        ``env`` is added to the environment. The test fails if it takes over ``timeout`` seconds.
+        ``env`` is added to the environment; in ``elastic`` jobs ranks may die. The test fails if it
+        takes over ``timeout`` seconds.
         """
-        plan = self.plan(ranks, args)
+        plan = self.plan(ranks, args, elastic=elastic)
         return execute(plan.argv, {**plan.environment(environment()), **(env or {})}, timeout, cwd)
 
     def psgrad(

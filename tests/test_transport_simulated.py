@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from simulation import PAYLOAD, SECOND, WILD, anywhere, chatter, count_to, message, no_place, run
+from transport_losses import LOSSES
 from transport_scenarios import RANKS, REFUSED, SCENARIOS
 
 from psgrad.errors import ConfigError, LaunchError, PsgradError
@@ -53,6 +54,15 @@ def conform(transport, scenario):
 def test_contract(name, network):
     program = functools.partial(conform, scenario=SCENARIOS[name])
     assert run(RANKS, program, *NETWORKS[network], seed=3) == ["done"] * RANKS
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_ranks_may_die(name, network):
+    program = functools.partial(conform, scenario=LOSSES[name])
+    last = "done" if name.startswith("who_") else None
+    for seed in range(8):
+        assert run(RANKS, program, *NETWORKS[network], seed=seed) == ["done", "done", last]
 
 
 @pytest.mark.parametrize("name", REFUSED)

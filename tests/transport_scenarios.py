@@ -44,11 +44,13 @@ class Inbox:
         return self.placed[peer][-1][1]
 
     def take(self, timeout=None):
-        """(peer, number, payload) of the next message, or None."""
+        """(peer, number, payload) of the next message, or None; of the lost, (peer, LOST, None)."""
         message = self.transport.receive(self.place, timeout)
         if message is None:
             return None
         peer, header = message
+        if header.kind is Kind.LOST:
+            return peer, Kind.LOST, None
         assert header.kind is Kind.PUSH
         if not header.nbytes:
             return peer, header.clock, np.zeros(0, np.uint8)

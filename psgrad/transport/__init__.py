@@ -105,7 +105,8 @@ class Transport(Protocol):
         ...
 
     def drop(self, peer: int) -> None:
-        """Neither hears ``peer`` any more nor waits for what was sent to it."""
+        """Neither hears ``peer`` any more nor waits for what was sent to it; what is sent to it
+        from now on may vanish."""
         ...
 
     def leave(self, status: int) -> None:
