@@ -252,7 +252,7 @@ class _Draw:
 def _losses(scenario: Scenario) -> dict[str, Any]:
     """Fields that say which workers die, or none: drawn by themselves, so that others stay."""
     draw = _Draw(LOSSES | scenario.seed)
-    if scenario.workers == 1 or scenario.feedback == "ef21" or draw.among((True, False)):
+    if scenario.workers == 1 or scenario.feedback == "ef21" or draw.among((1, 1, 0)):
         return {}
     most = scenario.workers - 1
     calls = draw.among((8, 20, 60, 200, 400))

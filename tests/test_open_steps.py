@@ -38,7 +38,8 @@ def test_chunks_come_out_in_order_with_the_weight_and_rate_of_the_end():
 
 
 def test_a_step_without_chunks_here():
-    assert OpenSteps().settle(end(0)) == []
+    with pytest.raises(ProtocolError, match="worker 0 ends step 1 of 0 chunks, 0 are here"):
+        OpenSteps().settle(end(0))
 
 
 @pytest.mark.parametrize(
@@ -61,3 +62,16 @@ def test_an_end_that_does_not_fit(last):
     steps.add(chunk(2), GRAD)
     with pytest.raises(ProtocolError, match=f"ends step {last.clock} of {last.sequence} chunks, 1"):
         steps.settle(last)
+
+
+def test_what_has_come_of_one_that_is_gone():
+    steps = OpenSteps()
+    steps.add(chunk(2), GRAD)
+    steps.add(chunk(5), None)
+    steps.add(chunk(0, worker=1), GRAD)
+    assert [(header.chunk, grad is GRAD) for header, grad in steps.drop(0)] == [
+        (2, True),
+        (5, False),
+    ]
+    assert steps.drop(0) == []
+    assert steps.workers == [1]

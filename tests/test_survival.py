@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,37 @@ CALM = Scenario(3, workers=3, bound=2, sizes=(20,))
 LOSING = Scenario(
     3, workers=4, servers=2, bound=1, steps=8, sizes=(24, 40), pushes=0.5, deaths=(60, 35)
 )
+
+# Runs in which a bug was found, with what it was; they stay.
+NAMED = {
+    "a marker that came to one of three servers": Scenario(
+        784, servers=3, bound=2, steps=2, sizes=(5, 16, 16), window=2, pull_codec="int8",
+        zstd="auto", hosts=1, optimizer="adam", skips=0.5, pushes=0.3, overlaps=1.0,
+        pace="constant:seconds=0.001;slow:worker=0,factor=7", drops=0.05, checkpoints="1",
+        then_workers=5, then_servers=1, deaths=(38, 10),
+    ),
+    "a cut holds back the round that it waits for": Scenario(
+        913, steps=8, uneven=1, sizes=(90, 5), chunk_bytes=4096, window=1, pull_codec="topk:0.2",
+        zstd="auto", skips=0.1, pushes=0.7, pace="constant:seconds=0", latency_s=0.001,
+        bandwidth=1e6, drops=0.05, partition=True, checkpoints="0.002s", then_workers=2,
+        deaths=(11,),
+    ),
+    "a push of the dead into a round that nobody commits": Scenario(
+        2993, workers=6, servers=3, steps=2, uneven=3, sizes=(90, 1), window=2, zstd="on", hosts=2,
+        overlaps=1.0, pace="pareto:mean=0.001,alpha=1.2", latency_s=0.0, bandwidth=math.inf,
+        jitter=20.0, then_servers=3, deaths=(27, 3, 58, 39, 22),
+    ),
+    "a server without chunks": Scenario(
+        11, servers=2, steps=3, uneven=1, sizes=(1, 16), chunk_bytes=128, hosts=2, pushes=0.3,
+        overlaps=1.0, pace="pareto:mean=0.001,alpha=1.2", latency_s=0.0, bandwidth=1e6, jitter=0.5,
+        deaths=(77, 17),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scenario", NAMED.values(), ids=NAMED.keys())
+def test_what_once_failed(scenario):
+    run(scenario)
 
 
 def test_fates_follow_from_the_seed():
