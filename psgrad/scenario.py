@@ -48,10 +48,10 @@ class Scenario:
     are made; one of them is gone on from with ``then_workers`` and ``then_servers`` (0: as many as
     before).
 
-    Workers may die: each of ``deaths`` is a number of transport calls after
-    which one does, and at ``death_s`` seconds two more die at once. With ``lease_s`` above 0, one
-    worker is frozen in its step ``freeze``, for far longer, and another one has a step as long in
-    which it says that it is alive.
+    Workers may die: each of ``deaths`` is a number of transport calls after which one does, and at
+    ``death_s`` seconds up to two more die at once. With ``lease_s`` above 0, one worker is frozen
+    in its step ``freeze``, for far longer, and another one has a long step there in which it says
+    that it is alive.
     """
 
     seed: int
@@ -252,13 +252,13 @@ class _Draw:
 def _losses(scenario: Scenario) -> dict[str, Any]:
     """Fields that say which workers die, or none: drawn by themselves, so that others stay."""
     draw = _Draw(LOSSES | scenario.seed)
-    if scenario.workers == 1 or scenario.feedback == "ef21" or draw.among((True, False)):
+    if scenario.workers == 1 or scenario.feedback == "ef21" or draw.among((1, 1, 0)):
         return {}
     most = scenario.workers - 1
     calls = draw.among((8, 20, 60, 200, 400))
     count = draw.among((0, 1, 1, 1, 2, most))
     deaths = tuple(1 + draw.among(range(calls)) for _ in range(min(count, most)))
-    at_once = len(deaths) + 2 <= most and draw.among((True, False, False))
+    at_once = len(deaths) < most and draw.among((True, False, False))
     frozen = len(deaths) + 2 * at_once + 1 <= most and draw.among((True, False, False))
     return {
         "deaths": deaths,

@@ -33,13 +33,13 @@ class Room:
         self.workers[number] = [int(w[1:]) for w in clocks]
         self.committing.opened(Cut(number, {int(w[1:]): c for w, c in clocks.items()}))
 
-    def written(self, number, server, error=None):
+    def written(self, number, server, error=None, workers=None):
         report = {"number": number, "error": error, "file": None, "chunks": {}, "workers": []}
         if error is None:
             tensors = {f"chunk/{server}/params": np.zeros(2, np.float32)}
             file = self.store.write(number, f"server-{server}.safetensors", tensors)
             report |= {"file": asdict(file), "chunks": {str(server): {"version": number}}}
-            report["workers"] = self.workers.get(number, [0, 1])
+            report["workers"] = self.workers.get(number, [0, 1]) if workers is None else workers
         self.committing.take(report)
 
     def settle(self):
@@ -199,3 +199,65 @@ def test_old_ones_go(tmp_path):
         room.written(number, 0)
         room.settle()
     assert [path.name for path in found(tmp_path)] == ["step-00000003", "step-00000002"]
+
+
+# Workers that die
+
+
+def test_who_has_died_is_in_no_checkpoint_to_come(room):
+    room.marks(w0="zero", w1="one")
+    room.committing.lose(1)
+    room.opened(3, w0=3)
+    for server in (0, 1):
+        room.written(3, server, workers=[0])
+    assert room.settle() == ["checkpoint 3 is safe"]
+    state = room.state(3)
+    assert (state["clocks"], state["worker_states"]) == ({"0": 3}, {"0": "zero"})
+
+
+def test_whose_marker_came_to_some_servers_only_is_not_in_it(room):
+    room.marks(w0="zero", w1="one")
+    room.opened(3, w0=3, w1=4)
+    room.written(3, 0, workers=[0, 1])
+    room.written(3, 1, workers=[0])
+    assert room.settle() == ["checkpoint 3 is safe"]
+    assert room.state(3)["clocks"] == {"0": 3}
+
+
+def test_a_checkpoint_of_nobody_is_none(room, tmp_path):
+    room.marks(w1="one")
+    room.opened(3, w1=4)
+    room.written(3, 0, workers=[1])
+    room.written(3, 1, workers=[])
+    [said] = room.settle()
+    assert "checkpoint 3 was not written: the workers that it is of have died" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_what_only_some_servers_could_make_is_given_up(room, tmp_path, opened):
+    """The last marker, of a worker that died, came to one of two servers."""
+    room.marks(w1="one")
+    if opened:
+        room.opened(3, w1=4)
+        room.written(3, 0, workers=[1])
+    else:
+        room.written(3, 1, workers=[1])
+    assert room.settle() == []
+    assert room.committing.busy
+    room.committing.give_up()
+    assert not room.committing.busy
+    assert room.warnings == [
+        "checkpoint 3 was not written: a worker has died while it was made; training goes on, "
+        "there is none yet"
+    ]
+    assert list(tmp_path.iterdir()) == []
+    room.committing.give_up()
+    assert len(room.warnings) == 1
+
+
+def test_intervals_do_not_get_longer_by_deaths(room):
+    room.committing.announce(0.0)
+    room.committing.lose(1)
+    room.committing.saw(0, 1)
+    assert room.committing.announce(1.0) is not None, "a step of each worker that lives"

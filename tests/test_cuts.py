@@ -253,3 +253,17 @@ def test_without_workers_or_without_checkpoints_nothing_is_due():
     made.announce(0.0)
     made.saw(0, 9)
     assert made.announce(9.0) is None
+
+
+def test_who_is_gone_is_in_no_cut_and_not_waited_for():
+    marks = Marks()
+    marks.put(0, 3, clock=3)
+    marks.put(1, 3, clock=4)
+    marks.put(1, 6, clock=6)
+    assert marks.complete({0, 1, 2}) is None
+    marks.drop(1)
+    marks.drop(2)
+    assert not marks.holds(1, 9)
+    assert marks.complete({0}) == Cut(3, {0: 3})
+    marks.use_up()
+    assert marks.complete({0}) is None

@@ -143,6 +143,23 @@ def test_ranks_load_the_library_of_the_mpiexec(change, environ, expected):
     assert plan.environment(environ).get("MPI4PY_LIBMPI") == expected
 
 
+@pytest.mark.parametrize("root", [False, True])
+def test_ranks_may_die(root):
+    elastic, machine = replace(JOB, elastic=True), replace(MACHINE, root=root)
+    plan, calm = launch.plan(elastic, machine, {}), launch.plan(JOB, machine, {})
+    flags = ("--with-ft", "ulfm", "--mca", "coll", "^han,cuda")
+    assert plan.argv == (calm.argv[0], *flags, *calm.argv[1:])
+    assert (plan.env, plan.unset) == (calm.env, calm.unset)
+
+
+@pytest.mark.parametrize("vendor", ["mpich", "intel", "unknown"])
+def test_where_ranks_may_not_die(vendor):
+    text = f"--elastic needs Open MPI 5, found {vendor} at /env/bin/mpiexec; pip install 'psgrad\\["
+    with pytest.raises(LaunchError, match=text) as caught:
+        launch.plan(replace(JOB, elastic=True), replace(MACHINE, vendor=vendor), {})
+    assert "leave --elastic out and use --restarts" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("ranks", "command", "text"),
     [(0, ("x",), "at least 1, got 0"), (-3, ("x",), "got -3"), (2, (), "write it after --")],

@@ -62,3 +62,16 @@ def test_an_end_that_does_not_fit(last):
     steps.add(chunk(2), GRAD)
     with pytest.raises(ProtocolError, match=f"ends step {last.clock} of {last.sequence} chunks, 1"):
         steps.settle(last)
+
+
+def test_what_has_come_of_one_that_is_gone():
+    steps = OpenSteps()
+    steps.add(chunk(2), GRAD)
+    steps.add(chunk(5), None)
+    steps.add(chunk(0, worker=1), GRAD)
+    assert [(header.chunk, grad is GRAD) for header, grad in steps.drop(0)] == [
+        (2, True),
+        (5, False),
+    ]
+    assert steps.drop(0) == []
+    assert steps.workers == [1]

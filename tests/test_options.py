@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,21 @@ REFUSED = [
         "feedback ef21 needs sync mode (staleness 0), got staleness 3; use feedback ef",
     ),
     ({"zstd": "of"}, "unknown zstd mode 'of'; did you mean 'off'"),
+    ({"fault_tolerant": 1}, "fault_tolerant must be True or False, got 1"),
+    ({"lease": 0}, "lease must be a number of seconds above 0, got 0"),
+    ({"lease": -1.0}, "lease must be a number of seconds above 0, got -1.0"),
+    ({"lease": True}, "lease must be a number of seconds above 0, got True"),
+    ({"lease": "30"}, "lease must be a number of seconds above 0, got '30'"),
+    ({"lease": math.inf}, "lease must be a number of seconds above 0, got inf"),
+    ({"lease": math.nan}, "lease must be a number of seconds above 0, got nan"),
+    (
+        {"fault_tolerant": True, "codec": "sign", "feedback": "ef21"},
+        "feedback ef21 needs all workers in every round, fault_tolerant goes on without those",
+    ),
+    (
+        {"fault_tolerant": True, "segments": [psgrad.SegmentOptions("b", members=(0,))]},
+        "segment 'b' has members, and fault_tolerant in sync mode commits rounds of all workers",
+    ),
 ]
 
 
@@ -58,6 +75,29 @@ def test_refused(changes, text):
     with pytest.raises(ConfigError) as caught:
         Options(**changes)
     assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "commits", "room"),
+    [
+        ({}, False, 3),
+        ({"fault_tolerant": True}, True, LARGEST_CHUNK_BYTES),
+        ({"fault_tolerant": True, "staleness": 2, "lease": 0.5}, False, 3),
+        ({"fault_tolerant": True, "staleness": None}, False, 3),
+        (
+            {
+                "fault_tolerant": True,
+                "staleness": 1,
+                "segments": [psgrad.SegmentOptions("b", members=(0,))],
+            },
+            False,
+            3,
+        ),
+    ],
+)
+def test_ranks_may_die(changes, commits, room):
+    options = Options(window=3, **changes)
+    assert (options.commits, options.room) == (commits, room)
 
 
 def test_accepted():

@@ -316,3 +316,40 @@ def test_who_leaves_is_in_checkpoints_with_its_last_words(tmp_path):
     assert re.search(
         r'"worker_states": \{"0": \{"weight": 1.0\}, "1": \{"last": "words"\}\}', content
     )
+
+
+def test_a_cut_goes_on_without_one_that_has_died(tmp_path):
+    made, warnings = checkpoints(tmp_path, bound=None)
+    for worker in (0, 1):
+        mark(made, worker, 2)
+    made.lose(1, At(cut_at(2, [0]), shard_of(0)), lambda: 0.0)
+    assert until_idle(made) == ["checkpoint 2 is safe"]
+    assert warnings == []
+    mark(made, 0, 3)
+    made.cut_if_complete(At(cut_at(3, [0]), shard_of(0)), lambda: 0.0)
+    assert until_idle(made) == ["checkpoint 3 is safe"]
+
+
+def test_its_rows_are_forgotten(saving, tmp_path):
+    shard = shard_of(0)
+    marked(saving, 1, values(1))
+    rows(saving, 1, 0, values(2))
+    saving.forget(1)
+    marked(saving, 0, values(3))
+    saving.copy(shard, Cut(5, {0: 1}), lambda: 0.0)
+    [report] = saving.reports()
+    assert report["workers"] == [0]
+    path = tmp_path / ".step-00000005.tmp" / "server-3.safetensors"
+    names = open_tensors(path).names
+    assert {name for name in names if "worker" in name} == {
+        f"chunk/{chunk.index}/worker/0/residual" for chunk in CHUNKS
+    }
+
+
+def test_giving_up_waits_for_what_is_being_written(tmp_path):
+    made, warnings = checkpoints(tmp_path, bound=None)
+    mark(made, 0, 2)
+    made.cut_if_complete(At(cut_at(2, [0]), shard_of(0)), lambda: 0.0)
+    made.give_up()
+    assert until_idle(made) == ["checkpoint 2 is safe"]
+    assert warnings == []

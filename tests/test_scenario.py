@@ -208,14 +208,17 @@ def test_the_seeds_reach_everything():
         "servers": (1, 2, 3), "workers": (1, 2, 3, 4, 6), "partition": (False, True),
         "hosts": (0, 1, 2), "checkpoints": ("", *CHECKPOINTS), "then_workers": (0, 1, 2, 3, 5),
         "then_servers": (0, 1, 2, 3), "feedback": ("auto", "none", "dgc", "ef21", "ef"),
+        "has_losses": (False, True), "lease_s": (0.0, 0.5),
     }.items():  # fmt: skip
         counts = {choice: sum(getattr(s, name) == choice for s in drawn) for choice in choices}
         assert min(counts.values()) >= 50, (name, counts)
-    compared = [run(s).compared for s in drawn[:150]]
+    assert {len(s.deaths) for s in drawn} == {0, 1, 2, 3, 5}
+    compared = [run(s).compared for s in drawn[:250]]
     going_on = " of a run that goes on"
     assert {what for done in compared for what in done} == {
         "workers", "twin", "mass", "no checkpoints", "resumed", "workers" + going_on,
-        "mass" + going_on,
+        "mass" + going_on, "survivors", "rounds", "accepted", "deaths", "fenced",
+        "resumed after losses",
     }  # fmt: skip
 
 
