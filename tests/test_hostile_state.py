@@ -273,7 +273,7 @@ def test_rows_of_a_worker_that_died_before_its_marker_are_left_out():
     server = saving()
     server.row(row(0), ROW)
     server.row(row(1), ROW)
-    server.marked(0, 1, ["residual"], 0.0)
+    server.marked(0, ["residual"], 0.0)
     server.copy(OneChunk(), Cut(1, {0: 1}), lambda: 0.0)
     assert written_by(server) == ROW.nbytes
 
@@ -282,29 +282,18 @@ def test_rows_of_the_next_marker_do_not_go_into_this_checkpoint():
     server = saving()
     for number in (1, 2):
         server.row(row(0), number * ROW[:number])
-        server.marked(0, number, ["residual"], 0.0)
+        server.marked(0, ["residual"], 0.0)
     server.copy(OneChunk(), Cut(1, {0: 1}), lambda: 0.0)
     assert written_by(server) == 4
     server.copy(OneChunk(), Cut(2, {0: 2}), lambda: 0.0)
     assert written_by(server) == 8
-    server.copy(OneChunk(), Cut(3, {0: 3}), lambda: 0.0)
-    assert written_by(server) == 0
-
-
-def test_rows_of_a_marker_that_no_cut_has_used_are_left_out():
-    """Its worker died before the others had marked that checkpoint."""
-    server = saving()
-    server.row(row(1), ROW)
-    server.marked(1, 1, ["residual"], 0.0)
-    server.copy(OneChunk(), Cut(2, {0: 2}), lambda: 0.0)
-    assert written_by(server) == 0
 
 
 def test_rows_that_a_marker_does_not_name_are_refused():
     server = saving()
     server.row(row(0), ROW)
-    with pytest.raises(ProtocolError, match="worker 0 sent row 0 of its state and named 0 rows"):
-        server.marked(0, 1, [], 0.0)
+    with pytest.raises(ProtocolError, match="worker 0 sent 1 parts of rows and named 0 rows"):
+        server.marked(0, [], 0.0)
 
 
 def test_markers_go_forward():
@@ -329,7 +318,7 @@ def test_clocks_that_no_cut_can_have_are_refused():
 
 def report(number):
     file = {"name": "server-1.safetensors", "nbytes": 4, "checksum": "crc32:00000000"}
-    return {"number": number, "error": None, "file": file, "chunks": {}}
+    return {"number": number, "error": None, "file": file, "chunks": {}, "workers": [0]}
 
 
 @pytest.mark.parametrize("number", [0, -1, 3, LAST + 1])
@@ -347,28 +336,11 @@ def test_a_report_may_come_before_the_last_marker():
     committing = Committing(Memory(), InlineWriter(), plan, 1, said.append)
     plan.number = 4  # as it was announced
     committing.take(report(4))
+    committing.marked(0, {})
     committing.opened(Cut(4, {0: 4}))
     committing.advance()
     assert committing.advance() == "checkpoint 4 is safe"
     assert said == []
-
-
-def test_a_checkpoint_has_each_worker_as_of_its_marker():
-    """One may have marked the next checkpoint, or have left, before the last marker comes."""
-    manifests = []
-    store = Memory()
-    store.commit = lambda number, files, state: manifests.append(state["worker_states"])
-    committing = Committing(
-        store, InlineWriter(), CutPlan(Every(steps=1), 0, {}), 1, lambda _: None
-    )
-    for worker, number, record in ((0, 1, "a"), (0, 2, "b"), (0, 0, "gone"), (1, 1, "c")):
-        committing.marked(worker, number, record)
-    for number in (1, 2, 3):
-        committing.opened(Cut(number, {1: number}))
-        committing.take(report(number))
-        committing.advance()
-        committing.advance()
-    assert manifests == [{"0": "a", "1": "c"}, {"0": "b", "1": "c"}, {"0": "gone", "1": "c"}]
 
 
 def test_a_state_that_is_no_json_costs_the_checkpoint_and_not_the_run():
@@ -376,7 +348,7 @@ def test_a_state_that_is_no_json_costs_the_checkpoint_and_not_the_run():
     committing = Committing(
         Memory(), InlineWriter(), CutPlan(Every(steps=1), None, {}), 1, said.append
     )
-    committing.marked(0, 1, {"x": float("nan")})
+    committing.marked(0, {"x": float("nan")})
     committing.opened(Cut(1, {0: 1}))
     committing.take(report(1))
     committing.advance()

@@ -27,6 +27,16 @@ def stored(cursor):
     return unpack(json.loads(json.dumps(record)), lambda name: None)["x"]
 
 
+class Labelled:
+    """A data set, as far as it is dealt out."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_each_sample_of_each_epoch_once_whatever_the_workers_of_each_run(data):
@@ -41,7 +51,7 @@ def test_each_sample_of_each_epoch_once_whatever_the_workers_of_each_run(data):
     config = SimpleNamespace(
         dataset=SimpleNamespace(partition=scheme), seed=7, batch_size=size, epochs=epochs
     )
-    loaded = SimpleNamespace(dataset=SimpleNamespace(labels=labels), training=samples)
+    loaded = SimpleNamespace(dataset=Labelled(labels), training=samples)
     cursors, seen = None, Counter()
     for run, workers in enumerate(numbers):
         shares = partition(labels, samples, workers, scheme, 7)
@@ -52,10 +62,15 @@ def test_each_sample_of_each_epoch_once_whatever_the_workers_of_each_run(data):
             if len(cursors) == workers:
                 mine.load_state_dict(cursors[w])
             else:
-                trainer = SimpleNamespace(
-                    _config=config, _data=loaded, _worker=SimpleNamespace(size=workers, rank=w)
+                everyone[w] = Trainer._batches_of(
+                    SimpleNamespace(
+                        _config=config,
+                        _data=loaded,
+                        _worker=SimpleNamespace(size=workers),
+                        _cursors=cursors,
+                    ),
+                    w,
                 )
-                mine.take_over(*Trainer._leftovers(trainer, cursors))
         last = run == len(numbers) - 1
         for mine in everyone:
             count = 10_000 if last else data.draw(st.integers(0, 20), "batches")
@@ -69,11 +84,14 @@ def test_who_had_kept_nothing_had_done_nothing():
     config = SimpleNamespace(
         dataset=SimpleNamespace(partition="contiguous"), seed=7, batch_size=2, epochs=1
     )
-    loaded = SimpleNamespace(dataset=SimpleNamespace(labels=np.zeros(4)), training=np.arange(4))
-    me = SimpleNamespace(size=1, rank=0)
-    trainer = SimpleNamespace(_config=config, _data=loaded, _worker=me)
-    first, left = Trainer._leftovers(trainer, [{"epoch": 1, "position": 0}, None])
-    assert (first, left[0].tolist()) == (0, [2, 3])
+    loaded = SimpleNamespace(dataset=Labelled(np.zeros(4)), training=np.arange(4))
+    trainer = SimpleNamespace(
+        _config=config,
+        _data=loaded,
+        _worker=SimpleNamespace(size=1),
+        _cursors=[{"epoch": 1, "position": 0}, None],
+    )
+    assert sorted(Trainer._batches_of(trainer, 0).rest(0).tolist()) == [2, 3]
 
 
 # The counts
