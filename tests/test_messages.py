@@ -116,6 +116,8 @@ def test_numbers_on_the_wire_never_change():
         "EVICTED": 25,
         "FENCED": 26,
         "ALIVE": 27,
+        "COMPLETE": 28,
+        "COMMIT": 29,
     }
     assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4, 5]
 

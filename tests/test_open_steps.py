@@ -37,7 +37,7 @@ def test_chunks_come_out_in_order_with_the_weight_and_rate_of_the_end():
     assert steps.workers == [1]
 
 
-def test_a_step_without_chunks_here():
+def test_a_step_without_chunks_here_is_not_told_here():
     with pytest.raises(ProtocolError, match="worker 0 ends step 1 of 0 chunks, 0 are here"):
         OpenSteps().settle(end(0))
 
