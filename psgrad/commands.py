@@ -177,7 +177,8 @@ def _soak_of(parser: Parser, given: Mapping[str, Any]) -> int:
 
 def _one_schedule(seed: int, settings: Sequence[str], trace: Path | None) -> int:
     from psgrad import rehearsal
-    from psgrad.scenario import Scenario, change, describe
+    from psgrad.scenario import Scenario
+    from psgrad.scenario_text import change, describe
     from psgrad.transport.clockwork import SimulationError
     from psgrad.transport.trace import Event, write_chrome_trace
 
@@ -207,7 +208,8 @@ def _soak(minutes: float, first: int | None) -> int:
 
     from psgrad import rehearsal
     from psgrad.errors import PsgradError
-    from psgrad.scenario import Scenario, command
+    from psgrad.scenario import Scenario
+    from psgrad.scenario_text import command
 
     seed = secrets.randbits(31) if first is None else first
     end = time.monotonic() + 60 * minutes

@@ -50,7 +50,7 @@ HOUSE = (
     Row(4, "local"),
     Row(5, "session"),
     Row(6, "bench causes compute faults frozen launch leftovers progress runfolder scenario stops"),
-    Row(6, "summary survival"),
+    Row(6, "scenario_text summary survival"),
     Row(6, "toy"),
     Row(6, "interruption"),
     Row(6, "rehearsal"),

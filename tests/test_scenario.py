@@ -18,7 +18,8 @@ from psgrad import shard as shard_module
 from psgrad.errors import ConfigError, PsgradError
 from psgrad.invariants import CheckedShard, InvariantError
 from psgrad.rehearsal import run
-from psgrad.scenario import CHECKPOINTS, CODECS, PULL_CODECS, Scenario, change, command
+from psgrad.scenario import CHECKPOINTS, CODECS, PULL_CODECS, Scenario
+from psgrad.scenario_text import change, command
 from psgrad.shard import Shard
 from psgrad.transport.carrier import AliasingError
 from psgrad.transport.clockwork import RankError, StallError

@@ -13,7 +13,8 @@ from psgrad.invariants import CheckedShard, InvariantError
 from psgrad.layout import Layout
 from psgrad.messages import Verdict
 from psgrad.rehearsal import run
-from psgrad.scenario import Scenario, command
+from psgrad.scenario import Scenario
+from psgrad.scenario_text import command
 from psgrad.server import Server
 from psgrad.shard import Shard
 from psgrad.survival import Books, Fates, check, kills
