@@ -1,9 +1,10 @@
-"""Where servers, GPUs and threads go on the nodes of a job: pure functions of a table of ranks."""
+"""Where servers, GPUs and threads go on the nodes of a job: pure functions, mostly of a table of
+ranks. NumPy is not needed: thread counts are settled before it loads."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
@@ -14,6 +15,9 @@ SPREAD: Final = "spread"
 FIRST: Final = "first"
 PLACEMENTS: Final = (SPREAD, FIRST)
 """Which ranks are the servers: one of each node in turn, or the first ones."""
+
+
+MOST_COMPONENTS: Final = 128  # of a heterogeneous job: Slurm's own limit
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,34 @@ class Seat:
     cores: frozenset[int] = frozenset()
     gpus: tuple[str, ...] = ()
     server: bool = False
+
+
+def het_servers(environ: Mapping[str, str]) -> int:
+    """The tasks of component 0 of a heterogeneous job of Slurm, for a rank of a step over all its
+    components; 0 for any other process. Slurm says in one of two ways how many each has."""
+    size, total = (_count(environ.get(name)) for name in ("SLURM_HET_SIZE", "SLURM_NTASKS"))
+    if not 2 <= size <= MOST_COMPONENTS or "SLURM_PROCID" not in environ:
+        return 0
+    tasks = [
+        _count(environ.get(f"SLURM_NTASKS_HET_GROUP_{i}"))
+        or _per_node(environ.get(f"SLURM_TASKS_PER_NODE_HET_GROUP_{i}", ""))
+        for i in range(size)
+    ]
+    # A step of some components has another total.
+    return tasks[0] if all(tasks) and sum(tasks) == total else 0
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 10 else 0
+
+
+def _per_node(text: str) -> int:
+    """The sum of what Slurm writes as 2(x3),1; 0 for anything else."""
+    total = 0
+    for part in text.split(","):
+        tasks, _, times = part.removesuffix(")").partition("(x")
+        total += _count(tasks) * (_count(times) if times else 1)
+    return total
 
 
 def order(hosts: Sequence[str], servers: int, placement: str) -> list[int]:

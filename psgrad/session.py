@@ -32,6 +32,7 @@ from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
+from psgrad.placement import SPREAD, order
 from psgrad.record import Recorder
 from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
@@ -56,6 +57,7 @@ def run(
     main: Callable[[Worker], T],
     *,
     servers: int = 1,
+    placement: str = SPREAD,
     staleness: int | None = 0,
     optimizer: Optimizer | None = None,
     schedule: Schedule | None = None,
@@ -85,6 +87,9 @@ def run(
     Every rank of ``comm`` (default COMM_WORLD; it is duplicated, not taken) calls it with the same
     arguments. Returns main's value on workers and None on servers, when all workers are done.
     MPI is started if it does not run yet, and is never finalised here.
+
+    ``placement`` says which ranks the ``servers`` are: ``"spread"``, one of each node in turn, or
+    ``"first"``, those that MPI numbers first.
 
     ``staleness`` is the bound s: 0 synchronous, a number bounded staleness, None asynchronous.
     In synchronous mode a step is one update with the mean of all gradients, weighted by samples;
@@ -123,6 +128,7 @@ def run(
         return session.run(
             main,
             servers=servers,
+            placement=placement,
             staleness=staleness,
             optimizer=SGD() if optimizer is None else optimizer,
             schedule=Constant() if schedule is None else schedule,
@@ -234,6 +240,19 @@ class Session:
         """Rank 0's ``text``, on every rank. Collective."""
         return self.transport.exchange(text.encode() if self.rank == 0 else b"")[0].decode()
 
+    def place(self, servers: int, placement: str) -> None:
+        """Orders the ranks so that the first ``servers`` are where ``placement`` wants servers.
+
+        Collective. ``rank`` may be another one then than MPI's; rank 0 stays what it is. Where a
+        transport was handed in that is not MPI's, its order stays.
+        """
+        if not isinstance(self.transport, MpiTransport) or servers == 1:
+            return
+        hosts = self.transport.exchange(self.transport.host.encode())
+        wanted = order([host.decode() for host in hosts], servers, placement)
+        if wanted != list(range(self.size)):
+            self.transport = self.transport.reordered(wanted)
+
     def run(
         self,
         main: Callable[[Worker], T],
@@ -249,6 +268,7 @@ class Session:
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
+        self.place(chosen.servers, chosen.placement)
         resuming, checkpoints = self._checkpoints(chosen, roles)
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         hosts = self.transport.exchange(self.transport.host.encode())

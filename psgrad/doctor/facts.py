@@ -10,8 +10,11 @@ import resource
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from psgrad import kernels, leftovers
 from psgrad.doctor.launched import Launched
@@ -102,15 +105,19 @@ def look(environ: Mapping[str, str], folder: Path) -> Facts:
 
 
 def _versions() -> dict[str, str]:
-    import mpi4py
-    import numpy as np
-
     return {
         "psgrad": __version__,
         "Python": platform.python_version(),
         "NumPy": np.__version__,
-        "mpi4py": mpi4py.__version__,
+        "mpi4py": _installed("mpi4py"),
     }
+
+
+def _installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _gpus() -> dict[str, Any]:

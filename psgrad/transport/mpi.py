@@ -159,6 +159,17 @@ class MpiTransport:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
+    def reordered(self, order: Sequence[int]) -> MpiTransport:
+        """These ranks in another order: the new rank i is ``order[i]`` of this one, which ends.
+
+        Collective, before anything is connected.
+        """
+        comm: Any = self._comm.Split(0, list(order).index(self.rank))
+        made = MpiTransport(comm)
+        comm.Free()
+        self.close()
+        return made
+
     def exchange(self, blob: bytes) -> list[bytes]:
         mpi = self._mpi
         counts_buffer = memoryview(bytearray(8 * self.size)).cast("q")
