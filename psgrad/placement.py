@@ -132,6 +132,6 @@ def _taken(seats: Sequence[Seat], takers: dict[tuple[str, str], int], rank: int)
     gpus = {gpu for s in workers for gpu in s.gpus}
     return (
         f"ranks {other} and {rank} on {seat.host} have GPU {seat.gpus[0]} both: {len(workers)} "
-        f"workers there see {len(gpus)} GPU{'s'[: len(gpus) != 1]}; start one worker for each GPU "
+        f"workers there see {len(gpus)} GPU{'s' * (len(gpus) != 1)}; start one worker for each GPU "
         "(srun --gpus-per-task=1, mpirun --map-by ppr:N:node), or allow it with --gpu-share"
     )

@@ -41,6 +41,11 @@ def ranks(which: Sequence[int]) -> str:
     return f"rank{'s' if len(set(which)) > 1 else ''} {numbers(which)}"
 
 
+def counted(n: int, what: str) -> str:
+    """So many of something: 1 rank, 2 ranks."""
+    return f"{n} {what}" + "s" * (n != 1)
+
+
 def in_bytes(nbytes: float) -> str:
     """A size for a person: 64 MiB, 1.9 GiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from psgrad.doctor.facts import Facts
-from psgrad.doctor.finding import Finding, State, ranks
+from psgrad.doctor.finding import Finding, State, counted, ranks
 from psgrad.doctor.launched import vendor, version
 from psgrad.doctor.links import Link, Measured, culprits, slow
 
@@ -194,8 +194,7 @@ def _usual(measured: Measured, hosts: Sequence[str]) -> str:
             said.append(f"{where} at least {rate(low)}, at most {late:.3g} us")
     left = measured.planned - len(measured.links)
     rest = f"; {left} more not measured in the time (--seconds)" if left else ""
-    count = len(measured.links)
-    return f"{count} pair{'s'[: count != 1]}: {'; '.join(said)}{rest}"
+    return f"{counted(len(measured.links), 'pair')}: {'; '.join(said)}{rest}"
 
 
 def rate(bandwidth: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from psgrad.doctor.facts import UNLIMITED, Facts
-from psgrad.doctor.finding import Finding, in_bytes, numbers, ranks
+from psgrad.doctor.finding import Finding, counted, in_bytes, numbers, ranks
 from psgrad.doctor.launched import vendor
 from psgrad.errors import ConfigError
 from psgrad.placement import Seat, bind_gpus, threads
@@ -47,18 +47,17 @@ def cores(facts: Sequence[Facts], wanted: Wanted) -> Finding:
     short = [f for f in facts if f.launched.cpus_per_task > len(f.cores)]
     if short and short[0].launched.launcher == "srun":
         one = short[0]
-        seen = (
-            f"{ranks([f.rank for f in short])}: {len(one.cores)} cores where the job has "
-            f"--cpus-per-task={one.launched.cpus_per_task}"
-        )
+        asked = f"the job has --cpus-per-task={one.launched.cpus_per_task}"
+        which = ranks([f.rank for f in short])
+        seen = f"{which}: {counted(len(one.cores), 'core')} where {asked}"
         cure = "srun -c $SLURM_CPUS_PER_TASK: since Slurm 22.05 srun does not take it from the job"
         return Finding("cores", "warn", seen, cure)
     for host, here in by_host(facts).items():
         there = {core for f in here for core in f.cores}
         if len(here) <= len(there) or len(here) == 1:
             continue
-        which = f"core{'s'[: len(there) != 1]} {numbers(sorted(there))}"
-        seen = f"{len(here)} ranks share {which} of {host}"
+        which = "core" if len(there) == 1 else "cores"
+        seen = f"{len(here)} ranks share {which} {numbers(sorted(there))} of {host}"
         if here[0].machine_cores >= len(here):
             cure = f"it has {here[0].machine_cores}: mpirun --bind-to none, srun -c CORES"
         else:
@@ -87,7 +86,8 @@ def gpus(facts: Sequence[Facts], wanted: Wanted) -> Finding:
         return Finding("GPUs", "FAIL", seen, cure)
     has = [gpu is not None for gpu in bound]
     without = [r for r, s in enumerate(seats(facts, wanted)) if not (s.server or has[r])]
-    seen = f"{sum(has)} workers on {len({(f.host, g) for f in with_gpu for g in f.gpus})} GPUs"
+    there = len({(f.host, gpu) for f in with_gpu for gpu in f.gpus})
+    seen = f"{counted(sum(has), 'worker')} on {counted(there, 'GPU')}"
     if without:
         seen += f"; {ranks(without)} compute on CPUs"
     return Finding("GPUs", "ok", seen)
@@ -126,7 +126,7 @@ def shared_memory(facts: Sequence[Facts]) -> Finding:
         seen = f"{in_bytes(free)} free of {in_bytes(here[0].shm_total)} on {host}"
         if free < 2 * need:
             cure = "make it larger: docker --shm-size=1g, mount -o remount,size=1g /dev/shm"
-            text = f"{seen}, MPI takes up to {in_bytes(need)} for {len(here)} ranks"
+            text = f"{seen}, MPI takes up to {in_bytes(need)} for {counted(len(here), 'rank')}"
             return Finding("/dev/shm", "FAIL" if free < need else "warn", text, cure)
         left = max(f.shm_left for f in here)
         if left >= LEFT_NBYTES:
@@ -147,7 +147,8 @@ def memory(facts: Sequence[Facts], wanted: Wanted) -> Finding:
         need = sum(wanted.need[f.rank] for f in here)
         there = min(f.memory for f in here)
         if 0 <= there < need:
-            seen = f"{in_bytes(there)} on {host}, {len(here)} ranks there need {in_bytes(need)}"
+            takes = f"for {counted(len(here), 'rank')} it takes {in_bytes(need)}"
+            seen = f"{in_bytes(there)} on {host}, {takes}"
             return Finding("memory", "FAIL", seen, "fewer ranks a node, more servers, or --mem")
     return Finding("memory", "ok", f"{in_bytes(least.memory)} on {least.host} is enough")
 

@@ -80,7 +80,7 @@ def matrix(links: Sequence[Link], facts: Sequence[Facts]) -> str:
         return f"{rate(link.bandwidth)} {link.latency_us:.3g} us" + " !" * (link in bad)
 
     if len(facts) > MATRIX:
-        slowest = sorted(links, key=lambda link: link.bandwidth)[:WORST]
+        slowest = sorted(links, key=lambda link: (link not in bad, link.bandwidth))[:WORST]
         named = [f"{k.a} ({hosts[k.a]}) to {k.b} ({hosts[k.b]}): {cell(k)}" for k in slowest]
         return "\n".join([f"the slowest of {len(links)} links (! slow)", *named])
     cells = {(link.a, link.b): cell(link) for link in links}
