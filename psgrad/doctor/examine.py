@@ -27,7 +27,7 @@ from psgrad.doctor.pingpong import measure
 from psgrad.errors import LaunchError
 from psgrad.optimizers import Adam
 from psgrad.options import Options
-from psgrad.placement import local_workers
+from psgrad.placement import SPREAD, local_workers, order
 from psgrad.roles import Roles
 from psgrad.transport.mpi import MpiTransport, load_mpi
 
@@ -43,6 +43,7 @@ class Plan:
 
     folder: Path = Path()
     servers: int = 1
+    placement: str = SPREAD
     gpu_share: bool = False
     nbytes: int = 0
     seconds: float = 20.0
@@ -119,13 +120,13 @@ def _together(
 ) -> int:
     facts = _look_for_file(facts, transport)
     everyone = [Facts.from_json(blob) for blob in transport.exchange(facts.to_json())]
-    roles = Roles(transport.size, min(plan.servers, transport.size - 1))
-    wanted = _wanted(plan, roles)
+    hosts = [f.host for f in everyone]
+    wanted = _wanted(plan, hosts)
     first = local_workers(nodes.seats(everyone, wanted))[facts.rank] == 0
     mine = cuda.attempt(environ) if first and facts.gpus else ""
     tried = [blob.decode() for blob in transport.exchange(mine.encode())]
     comm = load_mpi().COMM_WORLD.Dup()
-    measured = measure(comm, pairs([f.host for f in everyone]), plan.seconds)
+    measured = measure(comm, pairs(hosts), hosts, plan.seconds)
     status = b""
     if facts.rank == 0:
         found = _findings(everyone, wanted, measured, tried, Mpiexec())
@@ -157,14 +158,17 @@ def _look_for_file(facts: Facts, transport: MpiTransport) -> Facts:
     return dataclasses.replace(facts, folder_shared=seen)
 
 
-def _wanted(plan: Plan, roles: Roles) -> Wanted:
+def _wanted(plan: Plan, hosts: Sequence[str]) -> Wanted:
+    """``plan`` for the ranks on ``hosts``, of which one at least is a worker."""
+    roles = Roles(len(hosts), min(plan.servers, len(hosts) - 1))
+    first = set(order(hosts, roles.servers, plan.placement)[: roles.servers])
+    servers = tuple(rank in first for rank in range(roles.size))
     need: tuple[int, ...] = ()
     if plan.nbytes:
         layout, options = layout_of(plan.nbytes), Options(servers=roles.servers, optimizer=Adam())
         serves = sum(item.nbytes for item in server_items(layout, options, roles))
         works = sum(item.nbytes for item in worker_items(layout, options, roles))
-        need = tuple(serves if roles.is_server(r) else works for r in range(roles.size))
-    servers = tuple(roles.is_server(rank) for rank in range(roles.size))
+        need = tuple(serves if server else works for server in servers)
     return Wanted(servers, plan.gpu_share, plan.nbytes, len(Adam().slots), need)
 
 
@@ -214,8 +218,7 @@ def _tell(
 ) -> None:
     show(report.text(facts, wanted, measured, found))
     if plan.json:
-        gpus = report.gpus_of(facts, wanted)
-        show(json.dumps(report.record(facts, measured, found, gpus)))
+        show(json.dumps(report.record(facts, wanted, measured, found)))
 
 
 def _status(plan: Plan, found: Sequence[Finding]) -> int:
