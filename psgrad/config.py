@@ -97,6 +97,9 @@ class Config:
     server_threads: int = _key(0, "threads of a server's arithmetic; 0: by its cores", least=0)
     fault_tolerant: bool = _key(False, "go on without workers that die")
     lease: float = _key(30.0, "seconds of silence after which a worker counts as dead", above=0)
+    replicas: int = _key(
+        0, "copies of each server, on another one: 0 or 1; then one may die", least=0
+    )
     checkpoint_every: str = _key("", "a checkpoint every so many steps (500) or seconds (600s)")
     checkpoint_dir: str = _key("", "where checkpoints are; empty: RUN_DIR/checkpoints")
     checkpoint_keep: int = _key(2, "how many checkpoints stay", least=1)

@@ -218,6 +218,10 @@ class ServerLinks:
             self.tell(0, Header(Kind.ALIVE))  # who waits is not dead
             message = self._transport.receive(self._place, beat_s)
         server, header = message
+        if header.kind is Kind.MOVED:
+            self._placed[server].clear()
+            self._numbering.forget_seen(server)
+            return True
         if header.kind is Kind.LOST and self._parting is not None:
             self._parting.discard(server)
             return True

@@ -23,9 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from psgrad import errors
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import ThreadWriter, Writer
-from psgrad.committing import Committing
 from psgrad.crash import describe, exit_status, say, warn
-from psgrad.cuts import CutPlan
 from psgrad.errors import ConfigError, PsgradError, RankLostError
 from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
@@ -35,12 +33,12 @@ from psgrad.options import REFERENCE_BYTES, Options
 from psgrad.record import Recorder
 from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
-from psgrad.saving import Checkpoints, ServerSaving
 from psgrad.schedules import Constant, Schedule
-from psgrad.server import Server
+from psgrad.serving import Serving
 from psgrad.shard import Shard
 from psgrad.transport import Transport
 from psgrad.transport.mpi import MpiTransport
+from psgrad.transport.rerouted import Rerouted
 from psgrad.version import __version__
 from psgrad.worker import Worker
 
@@ -73,6 +71,7 @@ def run(
     seed: int = 0,
     fault_tolerant: bool = False,
     lease: float = 30.0,
+    replicas: int = 0,
     checkpoint_dir: str = "",
     checkpoint_every: str = "",
     checkpoint_keep: int = 2,
@@ -105,7 +104,8 @@ def run(
 
     With ``fault_tolerant`` training goes on without workers that die, if MPI lets it (``psgrad run
     --elastic``), and without those that are silent for longer than ``lease`` seconds and ten of
-    their steps.
+    their steps. With ``replicas`` 1 each server has a replica on the rank of another one, so any
+    one server may die as well: no push that was answered is lost. It needs at least 2 servers.
 
     With ``checkpoint_every``, a number of steps such as ``"500"`` or of seconds such as ``"600s"``,
     the servers write checkpoints to ``checkpoint_dir`` while training goes on, of which the last
@@ -140,6 +140,7 @@ def run(
             seed=seed,
             fault_tolerant=fault_tolerant,
             lease=lease,
+            replicas=replicas,
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
             checkpoint_keep=checkpoint_keep,
@@ -249,7 +250,7 @@ class Session:
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
-        resuming, checkpoints = self._checkpoints(chosen, roles)
+        resuming = self._resuming(chosen, roles)
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         hosts = self.transport.exchange(self.transport.host.encode())
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
@@ -260,21 +261,23 @@ class Session:
             self.transport.tolerate()
         try:
             if roles.is_server(self.rank):
-                log = sink or Silent()
-                Server(
+                Serving(
                     self.transport,
                     roles,
                     chosen,
                     run_id,
-                    log,
+                    sink or Silent(),
                     self._shard,
                     recorder,
-                    checkpoints,
                     resuming,
                     self._warn,
+                    self._writer,
                 ).serve()
                 return None
-            worker = Worker(self.transport, roles, chosen, run_id, comm, recorder, resuming)
+            carrier = self.transport
+            if chosen.replicas:
+                carrier = Rerouted(carrier, roles.servers)
+            worker = Worker(carrier, roles, chosen, run_id, comm, recorder, resuming)
             try:
                 value = main(worker)
             except SystemExit as request:
@@ -288,31 +291,18 @@ class Session:
                 self._end_worker(error, roles)
             self._end_job(error, roles)
 
-    def _checkpoints(
-        self, options: Options, roles: Roles
-    ) -> tuple[Resuming | None, Checkpoints | None]:
-        """The checkpoint to go on from, and, on servers, how new ones are made. Collective."""
+    def _resuming(self, options: Options, roles: Roles) -> Resuming | None:
+        """The checkpoint to go on from, if one is; tries the folder of new ones. Collective."""
         wanted = options.checkpoints
         found = self.agree(lambda: find(wanted) if self.rank == 0 else Found())
         path = self.first(found.path)
         for line in found.said:
             self._warn(line)
-        together = options.staleness == 0
         resuming = self.agree(lambda: open_checkpoint(path, options, roles) if path else None)
         store = Store(Path(wanted.folder), wanted.keep)
-        if not wanted.every:
-            return resuming, None
-        self.agree(lambda: store.prepare() if self.rank == 0 else None)
-        if not roles.is_server(self.rank):
-            return resuming, None
-        committing = None
-        if self.rank == 0:
-            number = 0 if resuming is None else resuming.number
-            plan = CutPlan(wanted.every, options.staleness, {}, number)
-            writer = self._writer()
-            committing = Committing(store, writer, plan, roles.servers, self._warn)
-        saving = ServerSaving(store, self._writer(), self.rank)
-        return resuming, Checkpoints(saving, committing, together)
+        if wanted.every:
+            self.agree(lambda: store.prepare() if self.rank == 0 else None)
+        return resuming
 
     def _load_kernels(self, hosts: Sequence[bytes]) -> None:
         """Before anything is timed, and first on one rank of each host: it may have to compile."""

@@ -21,7 +21,7 @@ from psgrad.kernels import load as load_kernels
 from psgrad.metrics import Journal
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
-from psgrad.options import check_chunk_bytes
+from psgrad.options import check_chunk_bytes, check_replicas
 from psgrad.outer import OUTER
 from psgrad.pace import Pace
 from psgrad.progress import Progress
@@ -57,6 +57,7 @@ def configure(sources: list[Source]) -> Config:
     Every.parse(config.checkpoint_every)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
+    check_replicas(config.replicas, config.servers, config.fault_tolerant, config.shared_memory)
     return config
 
 
@@ -146,6 +147,7 @@ def train_in(
             seed=config.seed,
             fault_tolerant=config.fault_tolerant,
             lease=config.lease,
+            replicas=config.replicas,
             checkpoint_dir=config.checkpoint_dir or written,
             checkpoint_every=config.checkpoint_every,
             checkpoint_keep=config.checkpoint_keep,
