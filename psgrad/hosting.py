@@ -277,6 +277,8 @@ class Host:
             taken = ward.end.taken[peer]
             said = Header(Kind.STANDIN, run=self._run, taken=taken, flags=Flag.STANDIN)
             transport.send(peer, said)
+            # Who has it already may go on at once, and parameters change: a copy of them leaves.
+            ward.end.kept[peer].copy()
             self._send_again(ward, peer, peer)
         own.end.kept[ward.server].known(ward.end.taken[own.server])
         ward.end.kept[own.server].known(own.came[ward.server])
