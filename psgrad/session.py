@@ -329,6 +329,9 @@ class Session:
         if stopped is not None:
             preempted = stopped.error
             preempted.spokesman = self.rank == 0
+            if chosen.fault_tolerant and not preempted.spokesman:
+                # No MPI_Finalize holds the others, and the first one that ends takes the line along.
+                self.transport.sleep(SPOKESMAN_S)
             raise preempted
         return value
 
