@@ -101,6 +101,10 @@ class Config:
     checkpoint_dir: str = _key("", "where checkpoints are; empty: RUN_DIR/checkpoints")
     checkpoint_keep: int = _key(2, "how many checkpoints stay", least=1)
     resume: str = _key("", "go on from a checkpoint: auto (the newest, if there is one), a folder")
+    stop_signals: tuple[str, ...] = _key(("USR1",), "signals that end a run behind a checkpoint")
+    walltime_margin: float = _key(
+        0.0, "seconds before the job's end to stop behind a checkpoint; 0: never", least=0
+    )
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)
     json: bool = _key(False, "print the summary as JSON on the last line")

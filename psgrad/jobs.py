@@ -41,6 +41,9 @@ FATAL: Final = (
     signal.SIGPIPE, signal.SIGTERM,
 )  # fmt: skip
 
+# Of a process that is a rank: what Open MPI, the Hydras and PMIx tell it.
+RANKS: Final = (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=", b"PMIX_RANK=")
+
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -51,26 +54,48 @@ class Child:
 
     strangers: frozenset[int]  # children of ours that are no part of it
     stops: Sequence[int]  # signals that have come: the first is passed on, the second kills
+    stoppable: bool = False  # its ranks will take SIGUSR1, though they may not be there yet
     process: subprocess.Popen[bytes] | None = None
     frozen: Frozen | None = None  # where ranks may be stopped, and left behind
     _kill_at: float | None = None
+    _asked: bool = False
 
     def obey(self) -> None:
-        """Does what the last signal asks for, as soon as there is a process to do it to."""
+        """Does what the last signal asks for, as soon as there is a process to do it to.
+
+        SIGUSR1 asks for a stop and never kills, however often it comes: batch systems repeat it.
+        """
         if self.process is None or not self.stops:
             return
-        if len(self.stops) == 1:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGTERM)
-        elif len(self.stops) == 2:
+        hard = [signum for signum in self.stops if signum != signal.SIGUSR1]
+        if len(hard) <= 1:
+            self._ask(self.process)
+        elif len(hard) == 2:
             # Without its ranks mpiexec ends by itself, and removes its files.
             self._kill_at = time.monotonic() + TIDY_S
             kill(self._family() - {self.process.pid})
         else:
             kill(self._family())
 
+    def _ask(self, process: subprocess.Popen[bytes]) -> None:
+        """Has ranks that can stop behind a checkpoint; of others mpiexec is to end."""
+        if self._asked:
+            return
+        if ranks := [pid for pid in self._family() - {process.pid} if stops_behind_checkpoint(pid)]:
+            self._asked = True
+            for pid in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
+            write(b"psgrad: stopping behind a checkpoint; a second signal aborts\n")
+        elif not self.stoppable:
+            self._asked = True
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
     def tick(self) -> None:
         """Kills what was given time to end and did not, and what nobody will wake."""
+        if self.stops and self.process is not None:
+            self._ask(self.process)
         if self._kill_at is not None and time.monotonic() > self._kill_at:
             kill(self._family())
         if self.frozen is not None and self.process is not None and self.frozen.is_due:
@@ -126,14 +151,17 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     begin with ``errors.CAUSE``: the first of them is the cause that is returned, and the others are
     dropped. Where there is none and the status is not 0, a line of ours says so.
 
-    SIGINT, SIGTERM and SIGHUP (unless ignored) are passed on once, as SIGTERM; a second one kills.
-    The status is then 128 + n of the first, unless the command ended well or asks to be started
-    again (75). If this process is killed, mpiexec ends its ranks. Call it from the main thread.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 (unless ignored) are passed on once: as SIGUSR1 to ranks
+    that take it, which stop behind a checkpoint and end with 75, otherwise as SIGTERM to mpiexec. A
+    second one kills, if it is not SIGUSR1. The status is then 128 + n of the first, unless the
+    command ended well or asks to be started again (75). If this process is killed, mpiexec ends its
+    ranks. Call it from the main thread.
 
     What an MPI leaves of its shared memory and its session (:mod:`psgrad.leftovers`) is removed.
     """
     there = leftovers.segments()
-    child = Child(frozenset(_children().get(os.getpid(), ())), stops.signums)
+    strangers = frozenset(_children().get(os.getpid(), ()))
+    child = Child(strangers, stops.signums, plan.stoppable)
     child.frozen = Frozen() if plan.elastic else None
     causes = Causes()
     stops.told = child.obey
@@ -259,6 +287,16 @@ def _children() -> dict[int, list[int]]:
                 fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
                 tree.setdefault(int(fields[1]), []).append(int(entry.name))
     return tree
+
+
+def stops_behind_checkpoint(pid: int) -> bool:
+    """Whether a process is a rank that takes SIGUSR1."""
+    with suppress(OSError, ValueError, IndexError):
+        place = Path("/proc", str(pid))
+        caught = (place / "status").read_bytes().partition(b"SigCgt:")[2].split()[0]
+        if int(caught, 16) >> (signal.SIGUSR1 - 1) & 1:
+            return any(v.startswith(RANKS) for v in (place / "environ").read_bytes().split(b"\0"))
+    return False
 
 
 def kill(pids: Iterable[int]) -> None:

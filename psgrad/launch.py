@@ -118,6 +118,7 @@ class Plan:
     unset: tuple[str, ...]
     vendor: Vendor
     elastic: bool = False
+    stoppable: bool = False  # asked to stop, the ranks do so behind a checkpoint
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """``environ`` as the job gets it."""

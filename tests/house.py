@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 HOUSE = (
     Row(0, "errors version"),
-    Row(0, "crash"),
+    Row(0, "crash preemption"),
     Row(1, "segments stored"),
     Row(1, "kernels layout messages metrics roles"),
     Row(1, "control record"),
@@ -45,7 +45,7 @@ HOUSE = (
     Row(3, "resuming shard"),
     Row(3, "marking opening"),
     Row(3, "exchange intake invariants open_steps"),
-    Row(3, "joining outbox saving"),
+    Row(3, "halting joining outbox saving"),
     Row(3, "rounds"),
     Row(4, "server worker"),
     Row(4, "local"),

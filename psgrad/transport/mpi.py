@@ -243,11 +243,11 @@ class MpiTransport:
     def leave(self, status: int) -> None:
         _end_at_once(status)
 
-    def close(self) -> None:
+    def close(self, status: int = 0) -> None:
         self.flush()
         if self._tolerant:
             # MPI_Finalize waits for all ranks, those that have died too, or crashes.
-            atexit.register(_end_at_once)
+            atexit.register(_end_at_once, status)
             return
         for request in (r for link in self._links for r in link.ring):
             request.Cancel()
