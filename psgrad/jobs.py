@@ -24,6 +24,7 @@ from psgrad.causes import Causes
 from psgrad.errors import CAUSE, LaunchError
 from psgrad.frozen import Frozen
 from psgrad.launch import Plan
+from psgrad.preemption import MARK
 from psgrad.stops import Stops
 
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ FATAL: Final = (
     signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV,
     signal.SIGPIPE, signal.SIGTERM,
 )  # fmt: skip
-
-# Of a process that is a rank: what Open MPI, the Hydras and PMIx tell it.
-RANKS: Final = (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=", b"PMIX_RANK=")
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -81,14 +79,15 @@ class Child:
         """Has ranks that can stop behind a checkpoint; of others mpiexec is to end."""
         if self._asked:
             return
+        self._asked = True  # the next signal may come while this one is dealt with
         if ranks := [pid for pid in self._family() - {process.pid} if stops_behind_checkpoint(pid)]:
-            self._asked = True
             for pid in ranks:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGUSR1)
             write(b"psgrad: stopping behind a checkpoint; a second signal aborts\n")
-        elif not self.stoppable:
-            self._asked = True
+        elif self.stoppable:
+            self._asked = False  # they are not up yet
+        else:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
 
@@ -290,12 +289,12 @@ def _children() -> dict[int, list[int]]:
 
 
 def stops_behind_checkpoint(pid: int) -> bool:
-    """Whether a process is a rank that takes SIGUSR1."""
-    with suppress(OSError, ValueError, IndexError):
-        place = Path("/proc", str(pid))
-        caught = (place / "status").read_bytes().partition(b"SigCgt:")[2].split()[0]
-        if int(caught, 16) >> (signal.SIGUSR1 - 1) & 1:
-            return any(v.startswith(RANKS) for v in (place / "environ").read_bytes().split(b"\0"))
+    """Whether a process is a rank that SIGUSR1 makes do that (``preemption.MARK``)."""
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed meanwhile
+                if os.readlink(entry.path).startswith(f"/memfd:{MARK} "):
+                    return True
     return False
 
 

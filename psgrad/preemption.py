@@ -6,6 +6,7 @@ between steps; they ask the coordinator, which has all workers stop behind a las
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from psgrad.errors import ConfigError, unknown_name
 
 WATCH_S: Final = 0.2  # who waits looks up this often
 DEFAULT: Final = ("USR1",)
+MARK: Final = "psgrad-takes-usr1"
+"""What the memory is called that a rank has open while SIGUSR1 makes it stop. A launcher looks for
+it, because an MPI may have a handler of its own for the same signal."""
 KNOWN: Final = ("USR1", "USR2", "TERM", "INT", "HUP")
 """Signals that may ask for a stop, without their SIG."""
 
@@ -45,6 +49,7 @@ class Preemption:
         self._signums = [signal.Signals[f"SIG{name}"] for name in names]
         self._came = ""
         self._before: dict[signal.Signals, object] = {}
+        self._mark: int | None = None
         self._margin_s = margin_s
         self._due_s: float | None = None  # on the monotonic clock
         if ends_at and margin_s:
@@ -64,9 +69,13 @@ class Preemption:
                     self._before[signum] = signal.signal(signum, self._note)
         except ValueError:  # this is not the main thread
             self._before.clear()
+        if signal.SIGUSR1 in self._before:
+            self._mark = os.memfd_create(MARK)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._mark is not None:
+            os.close(self._mark)
         for signum, handler in self._before.items():
             # Launchers pass a signal on more than once; what comes late must not undo a clean end.
             if not self._came or signum not in (signal.SIGUSR1, signal.SIGUSR2):

@@ -474,7 +474,8 @@ class Server:
         self._balance, self._layout, self._digest = mine.balance, layout, layout.digest
         if self._checkpoints is not None:
             said = about(options, self._roles, layout)
-            self._checkpoints.registered(self._shard, said, clocks)
+            apart = any(segment.options.members is not None for segment in layout.segments)
+            self._checkpoints.registered(self._shard, said, clocks, apart)
         self._intake.open(self._shard.chunks, self._digest)
         if trouble := self._sharing.open(layout):
             self._sink.log(f"parameters go by message: {trouble}")

@@ -330,7 +330,7 @@ class Session:
             preempted = stopped.error
             preempted.spokesman = self.rank == 0
             if chosen.fault_tolerant and not preempted.spokesman:
-                # No MPI_Finalize holds the others, and who ends first takes the line along.
+                # No MPI_Finalize holds ranks back, and the first that ends takes the others along.
                 self.transport.sleep(SPOKESMAN_S)
             raise preempted
         return value
