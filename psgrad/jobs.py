@@ -24,6 +24,7 @@ from psgrad.causes import Causes
 from psgrad.errors import CAUSE, LaunchError
 from psgrad.frozen import Frozen
 from psgrad.launch import Plan
+from psgrad.starting import Starting
 from psgrad.stops import Stops
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ STDERR: Final = 2
 TICK_S: Final = 0.1
 TIDY_S: Final = 1.0  # for mpiexec to remove its files when its ranks are dead
 GONE_S: Final = 5.0  # for a killed process to disappear
+DIED_EARLY: Final = "a rank has ended before all ranks were up: the others cannot start without it"
 
 REQUEUE: Final = os.EX_TEMPFAIL  # 75, of a rank: what there is is safe, start me again
 FATAL: Final = (
@@ -53,6 +55,8 @@ class Child:
     stops: Sequence[int]  # signals that have come: the first is passed on, the second kills
     process: subprocess.Popen[bytes] | None = None
     frozen: Frozen | None = None  # where ranks may be stopped, and left behind
+    starting: Starting | None = None  # where mpiexec does not end the job of one that has died
+    cause: bytes = b""  # why its ranks were killed by us
     _kill_at: float | None = None
 
     def obey(self) -> None:
@@ -76,6 +80,11 @@ class Child:
         if self.frozen is not None and self.process is not None and self.frozen.is_due:
             ranks = self._family() - {self.process.pid}
             if self.frozen.look(ranks):
+                kill(ranks)
+        if self.starting is not None and self.process is not None and not self.starting.over:
+            ranks = self._family() - {self.process.pid}
+            if self.starting.look(ranks):
+                self.starting, self.cause = None, f"{CAUSE}{DIED_EARLY}".encode()
                 kill(ranks)
 
     def end(self) -> None:
@@ -134,7 +143,8 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     """
     there = leftovers.segments()
     child = Child(frozenset(_children().get(os.getpid(), ())), stops.signums)
-    child.frozen = Frozen() if plan.elastic else None
+    if plan.elastic:
+        child.frozen, child.starting = Frozen(), Starting(plan.ranks)
     causes = Causes()
     stops.told = child.obey
     with _adopting() as libc:
@@ -152,9 +162,10 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     status = 128 - status if status < 0 else status
     if status not in (0, REQUEUE) and stops.signums:
         status = 128 + stops.signums[0]
-    if plan.elastic and causes.first and not status:
+    said = causes.first or child.cause
+    if plan.elastic and said and not status:
         status = 1  # mpiexec does not count ranks that were killed, and one said why the job ends
-    cause = causes.first or _closing(plan.argv[0], status, stops.signums).encode()
+    cause = said or _closing(plan.argv[0], status, stops.signums).encode()
     return Ended(status, cause)
 
 

@@ -118,6 +118,7 @@ class Plan:
     unset: tuple[str, ...]
     vendor: Vendor
     elastic: bool = False
+    ranks: int = 0
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """``environ`` as the job gets it."""
@@ -238,6 +239,7 @@ def plan(launch: Launch, machine: Machine, environ: Mapping[str, str]) -> Plan:
         unset=unset,
         vendor=machine.vendor,
         elastic=launch.elastic,
+        ranks=launch.ranks,
     )
 
 
