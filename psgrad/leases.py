@@ -23,6 +23,7 @@ class Leases:
     """The leases of all workers, of ``lease_s`` seconds, or ``STEPS`` steps where that is more."""
 
     lease_s: float
+    looked_s: float = 0.0  # when somebody last looked for silence
     _heard_s: dict[int, float] = field(default_factory=dict)
     _stepped: dict[int, tuple[int, float]] = field(default_factory=dict)  # last clock, and when
     _steps_s: dict[int, deque[float]] = field(default_factory=dict)
@@ -41,6 +42,19 @@ class Leases:
                 steps = self._steps_s.setdefault(worker, deque(maxlen=REMEMBERED))
                 steps.append((now_s - when_s) / (clock - last))
             self._stepped[worker] = clock, now_s
+
+    def over(self, workers: Iterable[int], now_s: float) -> dict[int, float]:
+        """As ``silent``, at most once in ``beat_s``; who looks too late begins again with all.
+
+        One that did not get on itself has not been able to hear anybody.
+        """
+        if now_s < self.looked_s + self.beat_s:
+            return {}
+        late_s, self.looked_s = now_s - self.looked_s, now_s
+        if late_s > 2 * self.beat_s:
+            self.renew(now_s)
+            return {}
+        return self.silent(workers, now_s)
 
     def renew(self, now_s: float) -> None:
         """Nobody could be heard until now: all leases begin again."""

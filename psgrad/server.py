@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
 
 from psgrad import control
 from psgrad.chunk_state import Counters, Reply
-from psgrad.commits import Commits, Round
+from psgrad.commits import Round
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.crash import warn
 from psgrad.errors import CheckpointError, ConfigError, ProtocolError, RankLostError
@@ -18,40 +18,26 @@ from psgrad.guard import is_finite
 from psgrad.intake import CHUNK_KINDS, PUSH_KINDS, Intake
 from psgrad.layout import Float32, Layout, assign
 from psgrad.leases import Leases
-from psgrad.messages import (
-    HEADER_NBYTES,
-    Flag,
-    Header,
-    Kind,
-    Verdict,
-    encode_json,
-)
+from psgrad.messages import HEADER_NBYTES, Flag, Header, Kind, Verdict, encode_json
 from psgrad.metrics import Sink
 from psgrad.numbering import Numbering
 from psgrad.open_steps import OpenSteps
 from psgrad.opening import about, clocks_of, load, refusal, rules_of, share_of
 from psgrad.options import Options
-from psgrad.params_encoder import ParamsEncoder
-from psgrad.pools import GradientPool, SnapshotPool
+from psgrad.outbox import Outbox
+from psgrad.pools import GradientPool
 from psgrad.record import Recorder
 from psgrad.registration import differing
 from psgrad.resuming import Resuming
 from psgrad.roles import Roles
+from psgrad.rounds import Rounds
 from psgrad.saving import Checkpoints
 from psgrad.shard import Shard
 from psgrad.sharing import ServerSharing
-from psgrad.transport import Buffer, Sent, Transport
+from psgrad.transport import Transport
 from psgrad.transport.shared import SharingError
 
 WRITING_S: Final = 0.02  # how often a server looks whether a file is written
-
-
-@dataclass
-class Traffic:
-    """Bytes with their headers, as they cross the transport."""
-
-    bytes_pushed: int = 0
-    bytes_pulled: int = 0
 
 
 class Server:
@@ -76,17 +62,13 @@ class Server:
         self._run = run
         self._sink = sink
         self._compression = options.compression
-        self._numbering = Numbering()
         self._running = set(range(roles.workers))
         self._finished = 0  # workers whose main has returned
-        self._lost: set[int] = set()  # workers that are out of the run
-        self._commits: Commits | None = None
         self._ended: set[int] = set()  # servers for which all workers are done or gone
         self._first = 0  # the worker that gives first values
-        self._leases = Leases(options.lease)
+        self._leases = Leases(options.lease, transport.now())
         leads = options.fault_tolerant and transport.rank == 0
         self._beat_s = self._leases.beat_s if leads else None
-        self._looked_s = transport.now()
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
         self._registrations: dict[int, Layout | str] = {}  # of workers that wait for an answer
         self._digest = 0
@@ -95,18 +77,18 @@ class Server:
         self._shard: Shard | None = None
         self._balance = 1.0
         self._notice = ""  # of the registration, for people
-        self._traffic = Traffic()
+        self._bytes_pushed = 0  # with their headers
         self._gradients = GradientPool()
-        self._intake = Intake(roles, run, self._compression.push, self._gradients, self._numbering)
+        numbering = Numbering()
+        self._intake = Intake(roles, run, self._compression.push, self._gradients, numbering)
         self._sharing = ServerSharing(options, roles, transport.rank)
+        self._outbox = Outbox(transport, roles, options, numbering, self._sharing, recorder)
+        self._rounds = Rounds(transport.rank, run, self._outbox)
         self._checkpoints = checkpoints
         self._resuming = resuming
         self._warn = warn
         self._open = OpenSteps()
         self._layout: Layout | None = None
-        self._snapshots = SnapshotPool()
-        elsewhere = [r for r in roles.worker_ranks if not roles.same_node(r, transport.rank)]
-        self._encoder = ParamsEncoder(self._compression.pull, options.seed, bool(elsewhere))
 
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
@@ -167,7 +149,7 @@ class Server:
         done = Header(Kind.FINISH, run=self._run)
         if self._transport.rank != 0:
             others = {0}
-            self._post(0, done, None)
+            self._outbox.post(0, done)
         while not others <= self._ended:
             message = self._transport.receive(self._intake.place)
             assert message is not None, "without a timeout one comes"
@@ -177,7 +159,7 @@ class Server:
                 self._take(*message)
         if self._transport.rank == 0:
             for server in sorted(others):
-                self._post(server, done, None)
+                self._outbox.post(server, done)
 
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
@@ -187,7 +169,9 @@ class Server:
         elif kind is Kind.MEET:
             self._meet(header, payload)
         elif kind is Kind.STATS:
-            self._send(worker, header._replace(kind=Kind.STATS_ARE), encode_json(self._stats()))
+            self._outbox.tell(
+                worker, header._replace(kind=Kind.STATS_ARE), encode_json(self._stats())
+            )
         elif kind is Kind.FINISH:
             self._finish(worker)
         elif kind is Kind.SHARE:
@@ -198,8 +182,10 @@ class Server:
             if worker in self._running:
                 self._lose_worker(worker, f"worker {worker} was shut out by the coordinator")
         elif kind is Kind.COMPLETE:
-            round_ = Round(header.clock, control.workers(payload, kind))
-            self._take_complete(header.sequence, round_)
+            complete = Round(header.clock, control.workers(payload, kind))
+            committed = self._rounds.take(header.sequence, complete)
+            if committed is not None:
+                self._commit(committed)
         elif kind is Kind.COMMIT:
             self._commit(Round(header.clock, control.workers(payload, kind)))
         elif kind is Kind.WRITTEN:
@@ -215,7 +201,7 @@ class Server:
             self._settle(self._shard, header, payload)
         else:
             self._serve_chunk(self._shard, header, payload)
-        if self._shard is not None and worker not in self._lost:
+        if self._shard is not None and not self._outbox.is_closed(worker):
             self._report_round(self._shard)
         if self._checkpoints is not None and self._shard is not None:
             self._see_checkpoints(self._checkpoints, self._shard, header, payload)
@@ -224,9 +210,9 @@ class Server:
     def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:
         if header.flags & Flag.SHARED:
             payload = self._shared_gradient(shard, header)
-            self._traffic.bytes_pushed += payload.nbytes
+            self._bytes_pushed += payload.nbytes
         if header.kind in CHUNK_KINDS:
-            self._traffic.bytes_pushed += HEADER_NBYTES + header.nbytes
+            self._bytes_pushed += HEADER_NBYTES + header.nbytes
         if header.flags & Flag.ENCODED and payload is not None:
             codec, size = self._compression.push, shard.chunks[header.chunk].chunk.size
             assert codec is not None, "_chunk_memory has looked"
@@ -239,55 +225,31 @@ class Server:
             sound = not isinstance(payload, np.ndarray) or is_finite(payload)
             verdict = Verdict.NONE if sound else Verdict.SKIPPED
             answer = header._replace(kind=Kind.RECEIVED, verdict=verdict, flags=0)
-            self._send(header.worker, answer)
+            self._outbox.tell(header.worker, answer)
             return
         for reply in shard.handle(header, payload):
             self._reply(reply)
         if header.kind is Kind.LEAVE:
             self._sink.log(f"worker {header.worker} left at clock {header.clock}")
-            self._send(header.worker, Header(Kind.LEFT, run=self._run, worker=header.worker))
+            self._outbox.tell(header.worker, Header(Kind.LEFT, run=self._run, worker=header.worker))
 
     def _report_round(self, shard: Shard) -> None:
         """Tells the coordinator of a round that is complete here, where it waits for that."""
         complete = shard.complete_round()
-        if complete is None:
-            return
-        if self._transport.rank == 0:
-            self._take_complete(0, complete)
-            return
-        payload = encode_json({"workers": complete.workers})
-        header = Header(
-            Kind.COMPLETE,
-            run=self._run,
-            clock=complete.clock,
-            sequence=self._transport.rank,
-            nbytes=len(payload),
-        )
-        self._post(0, header, payload)
-
-    def _take_complete(self, server: int, complete: Round) -> None:
-        """On the coordinator: commits a round that is complete on all servers."""
-        if self._commits is None:
-            raise ProtocolError("only the coordinator commits rounds, and only after registration")
-        committed = self._commits.report(server, complete)
-        if committed is None:
-            return
-        payload = encode_json({"workers": committed.workers})
-        header = Header(Kind.COMMIT, run=self._run, clock=committed.clock, nbytes=len(payload))
-        for other in sorted(self._commits.servers - {0}):
-            self._post(other, header, payload)
-        if 0 in self._commits.servers:
+        committed = None if complete is None else self._rounds.report(complete)
+        if committed is not None:
             self._commit(committed)
 
     def _commit(self, committed: Round) -> None:
-        if self._shard is None:
+        shard = self._shard
+        if shard is None:
             raise ProtocolError("a round is committed before the registration")
-        for reply in self._shard.commit(committed):
+        for reply in shard.commit(committed):
             self._reply(reply)
         if self._checkpoints is not None:
-            for reply in self._checkpoints.cut_if_complete(self._shard, self._transport.now):
+            for reply in self._checkpoints.cut_if_complete(shard, self._transport.now):
                 self._reply(reply)
-        self._report_round(self._shard)
+        self._report_round(shard)
 
     def _see_checkpoints(
         self, checkpoints: Checkpoints, shard: Shard, header: Header, payload: Any
@@ -301,7 +263,7 @@ class Server:
             number, clock = announcement
             for worker in sorted(self._running):
                 cut = Header(Kind.CUT, run=self._run, worker=worker, sequence=number, clock=clock)
-                self._send(worker, cut)
+                self._outbox.tell(worker, cut)
 
     def _advance_checkpoints(self, checkpoints: Checkpoints) -> None:
         reports, said = checkpoints.advance()
@@ -310,7 +272,7 @@ class Server:
         for report in reports:
             payload = encode_json(report)
             header = Header(Kind.WRITTEN, run=self._run, nbytes=len(payload))
-            self._post(0, header, payload)
+            self._outbox.post(0, header, payload)
 
     def _hears(self, rank: int) -> bool:
         """Whether this server listens to ``rank``: to workers, and the coordinator to all."""
@@ -360,16 +322,9 @@ class Server:
             header = message[1]
             clock = header.clock if header.kind in PUSH_KINDS else 0
             self._leases.heard(self._roles.worker_of(message[0]), clock, now)
-        if now < self._looked_s + self._leases.beat_s:
-            return
-        # A server that did not get on itself has not been able to hear anybody.
-        late, self._looked_s = now - self._looked_s, now
-        if late > 2 * self._leases.beat_s:
-            self._leases.renew(now)
-            return
-        for worker, silent_s in self._leases.silent(self._running, now).items():
+        for worker, silent_s in self._leases.over(self._running, now).items():
             rank = self._roles.rank_of(worker)
-            self._send(worker, Header(Kind.FENCED, run=self._run, worker=worker))
+            self._outbox.tell(worker, Header(Kind.FENCED, run=self._run, worker=worker))
             self._lose_worker(
                 worker,
                 f"rank {rank} (worker, {self._roles.host(rank)}) was silent for {silent_s:.1f} s "
@@ -379,7 +334,7 @@ class Server:
     def _lose_worker(self, worker: int, why: str) -> None:
         """A worker is out of the run: what of it is not applied never will be."""
         rank = self._roles.rank_of(worker)
-        self._lost.add(worker)
+        self._outbox.close(worker)
         self._transport.drop(rank)
         self._intake.forget(rank)
         for header, grad in self._open.drop(worker):
@@ -391,7 +346,7 @@ class Server:
         if self._coordinator is not None:
             self._warn(said)
             for server in self._roles.server_ranks[1:]:
-                self._post(server, Header(Kind.EVICTED, run=self._run, worker=worker), None)
+                self._outbox.post(server, Header(Kind.EVICTED, run=self._run, worker=worker))
         self._registrations.pop(worker, None)
         clock = 0 if self._shard is None else self._shard.clock_of(worker)
         if self._shard is not None:
@@ -416,40 +371,16 @@ class Server:
         want = Header(Kind.INIT, run=self._run, layout=self._digest, worker=self._first)
         for index, state in shard.chunks.items():
             if not state.ready:
-                self._send(self._first, want._replace(segment=state.chunk.segment, chunk=index))
+                self._outbox.tell(
+                    self._first, want._replace(segment=state.chunk.segment, chunk=index)
+                )
 
     def _reply(self, reply: Reply) -> None:
         if reply.released is not None and not reply.header.flags & Flag.SHARED:
             # First values come once, and so does what is flushed bare beside a codec.
             again = reply.header.clock > 0 and self._compression.push is None
             self._gradients.give_back(reply.released, keep=again)
-        if reply.header.flags & Flag.QUIET or reply.header.worker in self._lost:
-            return
-        header, payload = self._encoder.encode(reply)
-        if payload is not None and self._is_read_there(reply):
-            self._traffic.bytes_pulled += payload.nbytes
-            header, payload = header._replace(flags=Flag.SHARED, nbytes=0), None
-        self._traffic.bytes_pulled += HEADER_NBYTES + header.nbytes
-        peer = self._roles.rank_of(header.worker)
-        if self._recorder is not None:
-            self._recorder.answered(peer, header)
-        if payload is None or reply.stable:
-            self._post(peer, header, payload)
-        else:
-            memory = self._snapshots.memory(payload.nbytes)
-            copy = memory[: payload.nbytes]
-            np.copyto(copy, payload.view(np.uint8))
-            self._snapshots.sent(self._post(peer, header, copy), memory)
-
-    def _is_read_there(self, reply: Reply) -> bool:
-        """Whether the worker takes the parameters from shared memory."""
-        if reply.header.worker not in self._sharing.readers:
-            return False
-        if reply.stable:
-            return True
-        # A copy may be newer than this answer, and a replay of the run could not tell.
-        stamped = self._sharing.place is not None and self._sharing.place.stamps is not None
-        return stamped and self._recorder is None and not reply.header.flags & Flag.BY_MESSAGE
+        self._outbox.answer(reply)
 
     def _register_if_all_came(self) -> None:
         came = self._registrations
@@ -470,7 +401,7 @@ class Server:
         }
         for worker in [first, *others]:
             header = Header(Kind.REGISTERED, verdict, self._run, self._digest, worker)
-            self._send(worker, header, encode_json(answer))
+            self._outbox.tell(worker, header, encode_json(answer))
         came.clear()  # whoever was refused may come again
 
     def _open_shard(self, layout: Layout, workers: Sequence[int]) -> str | None:
@@ -486,22 +417,21 @@ class Server:
         try:
             rules = rules_of(options, options.threads(transport.cores, beside))
             # A worker that was done before it registered never pushes: nobody waits for it.
-            self._shard = self._kind_of_shard(layout, mine.chunks, workers, rules)
-            load(self._shard, self._resuming, options, workers)
+            shard = self._kind_of_shard(layout, mine.chunks, workers, rules)
+            load(shard, self._resuming, options, workers)
         except MemoryError:
             return (
                 f"server {transport.rank} has no memory for {mine.nbytes} bytes; use more servers"
             )
         except CheckpointError as error:
-            self._shard = None
             return str(error)
+        self._shard = shard
+        clocks = clocks_of(self._resuming, workers)
         if rules.committed and transport.rank == 0:
             owners = assign(layout.chunks(options.chunk_bytes), self._roles.servers)
-            begun = min(clocks_of(self._resuming, workers).values())
-            self._commits = Commits(frozenset(owners), begun)
+            self._rounds.open(owners, min(clocks.values()))
         self._balance, self._layout, self._digest = mine.balance, layout, layout.digest
         if self._checkpoints is not None:
-            clocks = clocks_of(self._resuming, workers)
             said = about(options, self._roles, layout)
             self._checkpoints.registered(self._shard, said, clocks)
         self._intake.open(self._shard.chunks, self._digest)
@@ -530,7 +460,9 @@ class Server:
         if alone and self._sharing.place is not None:
             self._shard.move(*self._sharing.place)
         answer = {"server": self._transport.rank, "error": error}
-        self._send(worker, Header(Kind.SHARED, run=self._run, worker=worker), encode_json(answer))
+        self._outbox.tell(
+            worker, Header(Kind.SHARED, run=self._run, worker=worker), encode_json(answer)
+        )
 
     def _shared_gradient(self, shard: Shard, header: Header) -> Float32:
         grads = self._sharing.grads_of(header.worker)
@@ -565,7 +497,7 @@ class Server:
         self._running.discard(worker)
         self._finished += 1
         if self._options.fault_tolerant:
-            self._send(worker, Header(Kind.LEFT, run=self._run, worker=worker))
+            self._outbox.tell(worker, Header(Kind.LEFT, run=self._run, worker=worker))
         self._registrations.pop(worker, None)
         self._sink.log(f"worker {worker} is done")
         self._register_if_all_came()
@@ -577,23 +509,14 @@ class Server:
             header = Header(
                 Kind.MET, run=self._run, worker=outcome.worker, sequence=outcome.sequence
             )
-            self._send(outcome.worker, header, encode_json(outcome.result))
-
-    def _send(self, worker: int, header: Header, payload: bytes = b"") -> None:
-        if worker in self._lost:
-            return
-        peer = self._roles.rank_of(worker)
-        self._post(peer, header._replace(nbytes=len(payload)), payload or None)
-
-    def _post(self, peer: int, header: Header, payload: Buffer | None) -> Sent:
-        number = self._numbering.next(peer)
-        return self._transport.send(peer, header._replace(number=number), payload)
+            self._outbox.tell(outcome.worker, header, encode_json(outcome.result))
 
     def _stats(self) -> dict[str, Any]:
         counters = self._shard.counters if self._shard is not None else Counters()
         return {
             **asdict(counters),
-            **asdict(self._traffic),
+            "bytes_pushed": self._bytes_pushed,
+            "bytes_pulled": self._outbox.bytes_pulled,
             "balance": self._balance,
             "repeated": self._intake.repeated,
             **({} if self._checkpoints is None else self._checkpoints.stats()),

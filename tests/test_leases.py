@@ -102,3 +102,20 @@ def test_the_limit_is_ten_of_the_last_steps_and_never_below_the_lease(moves, lat
     silent = leases.silent([0], now_s + later_s)
     if abs(later_s - limit_s) > 1e-6:
         assert bool(silent) == (later_s > limit_s)
+
+
+def test_silence_is_looked_for_once_a_beat():
+    leases = Leases(LEASE_S)
+    leases.heard(0, 0, 0.0)
+    beats = [leases.beat_s * i for i in range(1, 5)]
+    assert [leases.over([0], now_s) for now_s in beats] == [{}] * 4
+    late_s = LEASE_S + leases.beat_s / 2
+    assert leases.over([0], late_s) == {}, "the next beat has not come"
+    assert leases.over([0], LEASE_S + leases.beat_s) == {0: LEASE_S + leases.beat_s}
+
+
+def test_who_did_not_get_on_itself_begins_again_with_all():
+    leases = Leases(LEASE_S)
+    leases.heard(0, 0, 0.0)
+    assert leases.over([0], 10 * LEASE_S) == {}
+    assert leases.silent([0], 10 * LEASE_S) == {}

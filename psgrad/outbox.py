@@ -1,0 +1,93 @@
+"""What a server sends: each message with its number, parameters as the worker reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from psgrad.chunk_state import Reply
+from psgrad.messages import HEADER_NBYTES, Flag, Header
+from psgrad.numbering import Numbering
+from psgrad.options import Options
+from psgrad.params_encoder import Memory, ParamsEncoder
+from psgrad.pools import SnapshotPool
+from psgrad.record import Recorder
+from psgrad.roles import Roles
+from psgrad.sharing import ServerSharing
+from psgrad.transport import Buffer, Sent, Transport
+
+
+class Outbox:
+    """All that one server sends goes through here."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        roles: Roles,
+        options: Options,
+        numbering: Numbering,
+        sharing: ServerSharing,
+        recorder: Recorder | None,
+    ) -> None:
+        self.bytes_pulled = 0
+        """Of answers about chunks, with their headers."""
+        self._transport = transport
+        self._roles = roles
+        self._numbering = numbering
+        self._sharing = sharing
+        self._recorder = recorder
+        self._closed: set[int] = set()  # workers that are out of the run
+        self._snapshots = SnapshotPool()
+        elsewhere = [r for r in roles.worker_ranks if not roles.same_node(r, transport.rank)]
+        self._encoder = ParamsEncoder(options.compression.pull, options.seed, bool(elsewhere))
+
+    def close(self, worker: int) -> None:
+        """``worker`` is out of the run: nothing is sent to it any more."""
+        self._closed.add(worker)
+
+    def is_closed(self, worker: int) -> bool:
+        """Whether ``worker`` is out of the run."""
+        return worker in self._closed
+
+    def tell(self, worker: int, header: Header, payload: bytes = b"") -> None:
+        """Sends a control message to ``worker``, if it is in the run."""
+        if worker not in self._closed:
+            peer = self._roles.rank_of(worker)
+            self.post(peer, header._replace(nbytes=len(payload)), payload or None)
+
+    def post(self, peer: int, header: Header, payload: Buffer | None = None) -> Sent:
+        """Sends a message to the rank ``peer``; ``payload`` stays as it is until it is gone."""
+        number = self._numbering.next(peer)
+        return self._transport.send(peer, header._replace(number=number), payload)
+
+    def answer(self, reply: Reply) -> None:
+        """Sends what a shard has answered, unless nobody asked."""
+        if reply.header.flags & Flag.QUIET or reply.header.worker in self._closed:
+            return
+        header, payload = self._encoder.encode(reply)
+        if payload is not None and self._is_read_there(reply):
+            self.bytes_pulled += payload.nbytes
+            header, payload = header._replace(flags=Flag.SHARED, nbytes=0), None
+        self.bytes_pulled += HEADER_NBYTES + header.nbytes
+        peer = self._roles.rank_of(header.worker)
+        if self._recorder is not None:
+            self._recorder.answered(peer, header)
+        if payload is None or reply.stable:
+            self.post(peer, header, payload)
+        else:
+            self._post_copy(peer, header, payload)
+
+    def _post_copy(self, peer: int, header: Header, payload: Memory) -> None:
+        memory = self._snapshots.memory(payload.nbytes)
+        copy = memory[: payload.nbytes]
+        np.copyto(copy, payload.view(np.uint8))
+        self._snapshots.sent(self.post(peer, header, copy), memory)
+
+    def _is_read_there(self, reply: Reply) -> bool:
+        """Whether the worker takes the parameters from shared memory."""
+        if reply.header.worker not in self._sharing.readers:
+            return False
+        if reply.stable:
+            return True
+        # A copy may be newer than this answer, and a replay of the run could not tell.
+        stamped = self._sharing.place is not None and self._sharing.place.stamps is not None
+        return stamped and self._recorder is None and not reply.header.flags & Flag.BY_MESSAGE

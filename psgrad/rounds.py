@@ -1,0 +1,52 @@
+"""A server's part in committing synchronous rounds; what is decided, and why, is in ``commits``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from psgrad.commits import Commits, Round
+from psgrad.errors import ProtocolError
+from psgrad.messages import Header, Kind, encode_json
+from psgrad.outbox import Outbox
+
+
+class Rounds:
+    """Tells the coordinator of complete rounds; on the coordinator, the servers of commits."""
+
+    def __init__(self, rank: int, run: int, outbox: Outbox) -> None:
+        self._rank = rank
+        self._run = run
+        self._outbox = outbox
+        self._commits: Commits | None = None
+
+    def open(self, owners: Iterable[int], begun: int) -> None:
+        """On the coordinator: ``owners`` have chunks, and are at clock ``begun``."""
+        self._commits = Commits(frozenset(owners), begun)
+
+    def report(self, complete: Round) -> Round | None:
+        """A round is complete here; returns the one that is to be applied here now, if one is."""
+        if self._rank == 0:
+            return self.take(0, complete)
+        payload = encode_json({"workers": complete.workers})
+        header = Header(
+            Kind.COMPLETE,
+            run=self._run,
+            clock=complete.clock,
+            sequence=self._rank,
+            nbytes=len(payload),
+        )
+        self._outbox.post(0, header, payload)
+        return None
+
+    def take(self, server: int, complete: Round) -> Round | None:
+        """On the coordinator: a round is complete on ``server``; as ``report``."""
+        if self._commits is None:
+            raise ProtocolError("only the coordinator commits rounds, and only after registration")
+        committed = self._commits.report(server, complete)
+        if committed is None:
+            return None
+        payload = encode_json({"workers": committed.workers})
+        header = Header(Kind.COMMIT, run=self._run, clock=committed.clock, nbytes=len(payload))
+        for other in sorted(self._commits.servers - {0}):
+            self._outbox.post(other, header, payload)
+        return committed if 0 in self._commits.servers else None
