@@ -110,6 +110,8 @@ def train_in(
     folder = Path(session.first(str(made)))
     first_worker = session.rank == roles.rank_of(0)
     name = f"{roles.name(session.rank)}-{session.rank}"
+    kept = first_worker or (config.metrics == "all" and not roles.is_server(session.rank))
+    metrics = runfolder.metrics(roles.worker_of(session.rank)) if kept else ""
 
     def main(worker: Worker) -> None:
         assert loaded is not None, "workers have data"
@@ -125,7 +127,7 @@ def train_in(
     with ExitStack() as stack:
         now = session.transport.now
         journal = stack.enter_context(
-            closing(Journal(folder, name, now, metrics=first_worker, append=bool(config.resume)))
+            closing(Journal(folder, name, now, metrics=metrics, append=bool(config.resume)))
         )
         recorder = None
         if config.record:
