@@ -19,8 +19,11 @@ from collections.abc import Callable
 from typing import Any
 
 from psgrad.checkpoint.writer import Writer
+from psgrad.control import Stopped
 from psgrad.errors import ProtocolError, RankLostError
+from psgrad.halting import Stopping
 from psgrad.messages import Flag, Header, Kind, encode_json
+from psgrad.preemption import Preemption
 from psgrad.replicas import Carry, Hosted
 from psgrad.roles import Roles
 from psgrad.server import WRITING_S
@@ -48,12 +51,14 @@ class Host:
         make: Callable[[int, bool, Carry], Hosted],
         writer: Callable[[], Writer[Any]],
         warn: Callable[[str], None],
+        preemption: Preemption | None = None,
     ) -> None:
         self._transport = transport
         self._roles = roles
         self._run = run
         self._writer = writer
         self._warn = warn
+        self._stopping = Stopping(preemption)
         rank, servers = transport.rank, roles.servers
         self._own = make(rank, True, self._carry)
         self._ward = make((rank - 1) % servers, False, self._carry)
@@ -72,6 +77,16 @@ class Host:
         self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
         self._here: deque[tuple[Hosted, int, Header, Buffer | None]] = deque()  # to ourselves
 
+    @property
+    def stopped(self) -> Stopped | None:
+        """Why the run was stopped before its workers were done; None: it was not."""
+        return self._leading.program.stopped
+
+    @property
+    def leads(self) -> bool:
+        """Whether the coordinator is on this rank."""
+        return self._leading.server == 0
+
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
         transport = self._transport
@@ -80,6 +95,8 @@ class Host:
             message = transport.receive(self._place, self._patience_s())
             if message is not None:
                 self._take(*message)
+            if reason := self._stopping.news():
+                self._submit(self._own, What.STOP, payload=reason.encode())
             for hosted in self._live():
                 self._look(hosted)
             while self._here:
@@ -112,6 +129,11 @@ class Host:
         for rank in set(self._roles.server_ranks) - self._dead - {self._transport.rank}:
             self._transport.send(rank, Header(Kind.ENDED, run=self._run, flags=flags))
 
+    @property
+    def _leading(self) -> Hosted:
+        """The coordinator, if it is here; else our own server."""
+        return next((hosted for hosted in self._live() if hosted.server == 0), self._own)
+
     def _heir(self, server: int) -> int:
         """The rank that has the replica of a server."""
         return (server + 1) % self._roles.servers
@@ -121,8 +143,9 @@ class Host:
 
     def _patience_s(self) -> float | None:
         live = self._live()
-        beats = [h.program.beat_s for h in live if h.program.beat_s is not None]
-        return min([WRITING_S] * any(h.is_writing for h in live) + beats, default=None)
+        waits = [WRITING_S if any(hosted.is_writing for hosted in live) else None]
+        waits += [self._stopping.watch_s, *(hosted.program.beat_s for hosted in live)]
+        return min((s for s in waits if s is not None), default=None)
 
     def _look(self, hosted: Hosted) -> None:
         """What is due beside messages."""

@@ -88,12 +88,14 @@ class Kind(enum.IntEnum):
     COMPLETE = 28  # to the coordinator: a server has all of a round; payload: of whom
     COMMIT = 29  # from the coordinator: that round closes; payload: with whom
     ALIVE = 27  # to the coordinator: a worker waits, or computes for long; not answered
+    ENDED = 34  # to other servers: this rank has done its part, and will be gone
     REPLICATE = 35  # from a server to its replica: what it is about to take, and of whom
     PAYLOAD = 36  # payload: that of the message which the REPLICATE before it tells of
     REPLICATED = 37  # from the replica: it has all up to the ``sequence``-th of them
     STANDIN = 38  # the server before this rank has died, this rank goes on in its place
     MOVED = 39  # a server is elsewhere now; what reroutes messages makes it, it never travels
-    ENDED = 40  # to other servers: this rank has done its part, and will be gone
+    STOP = 40  # to the coordinator: a rank was asked to stop; payload: by what
+    STOPPED = 41  # to a worker: the run has stopped; payload: what of it is safe
 
 
 class Verdict(enum.IntEnum):
@@ -123,6 +125,7 @@ class Flag:
     BY_MESSAGE: Final = 64  # in a PULL: with a payload, even where memory is shared
     STANDIN: Final = 128  # to or from a rank in the place of the server before it, which has died
     OPEN: Final = 32  # in a STEP: not before the SETTLE of its step; answered by RECEIVED as well
+    LAST: Final = 2  # in a CUT or MARK: the run stops behind it; in a FINISH: the worker has
 
 
 class Header(NamedTuple):

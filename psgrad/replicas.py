@@ -166,7 +166,8 @@ class Hosted:
         if turn.what is What.WRITTEN:
             self.writers[peer].tell(decode_json(turn.payload or b""))
         if turn.what is not What.MESSAGE:
-            self.program.turn(None, turn.at_s)
+            reason = bytes(turn.payload or b"").decode() if turn.what is What.STOP else ""
+            self.program.turn(None, turn.at_s, reason)
         elif peer not in self.end.dropped:
             if turn.payload is not None and self.end.is_server(peer):
                 memoryview(self.program.place(peer, header)).cast("B")[:] = turn.payload

@@ -10,10 +10,12 @@ from typing import Any
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import ToldWriter, Writer
 from psgrad.committing import Committing
+from psgrad.control import Stopped
 from psgrad.cuts import CutPlan
 from psgrad.hosting import Host
 from psgrad.metrics import Sink
 from psgrad.options import Options
+from psgrad.preemption import Preemption
 from psgrad.record import Recorder
 from psgrad.replicas import Carry, End, Hosted, Voice
 from psgrad.resuming import Resuming
@@ -38,15 +40,31 @@ class Serving:
     resuming: Resuming | None
     warn: Callable[[str], None]
     writer: Callable[[], Writer[Any]]
+    preemption: Preemption | None
 
-    def serve(self) -> None:
-        """Answers until the main of every worker has returned."""
+    def serve(self) -> tuple[Stopped | None, bool]:
+        """Answers until the main of every worker has returned.
+
+        Returns why the run was stopped before that, if it was, and whether this rank is to say it.
+        """
         if self.options.replicas:
-            Host(self.transport, self.roles, self.run, self._host, self.writer, self.warn).serve()
-            return
+            host = Host(
+                self.transport,
+                self.roles,
+                self.run,
+                self._host,
+                self.writer,
+                self.warn,
+                self.preemption,
+            )
+            host.serve()
+            return host.stopped, host.leads
         writers = self.writer(), self.writer()
         checkpoints = self._checkpoints(self.transport.rank, writers, self.warn)
-        self._server(self.transport, self.sink, self.recorder, checkpoints, self.warn).serve()
+        rank, warn, told = self.transport.rank, self.warn, self.preemption
+        server = self._server(self.transport, self.sink, self.recorder, checkpoints, warn, told)
+        server.serve()
+        return server.stopped, rank == 0
 
     def _host(self, server: int, live: bool, carry: Carry) -> Hosted:
         """The program of ``server``, for this rank: its own one, or a replica."""
@@ -65,6 +83,7 @@ class Serving:
         recorder: Recorder | None,
         checkpoints: Checkpoints | None,
         warn: Callable[[str], None],
+        preemption: Preemption | None = None,
     ) -> Server:
         return Server(
             transport,
@@ -77,6 +96,7 @@ class Serving:
             checkpoints,
             self.resuming,
             warn,
+            preemption,
         )
 
     def _checkpoints(

@@ -27,6 +27,7 @@ class What(enum.IntEnum):
     MESSAGE = 0
     TIME = 1  # nothing has come for a while
     WRITTEN = 2  # a writer is done: ``peer`` says which one, the payload with what
+    STOP = 3  # this rank was asked to stop the run: the payload says by what
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ import pytest
 from psgrad.bench.figures import (
     ALLREDUCE,
     COPIED,
+    GUARD,
     IN_PLACE,
     MEMCPY,
     TUNED,
     Row,
     Spread,
+    guard_line,
     head,
     in_bytes,
     limit_s,
@@ -123,3 +125,14 @@ def test_a_row_of_one_sample():
     row = Row(4096, IN_PLACE, (2e-5,), None, None, None)
     assert row.spread == Spread(2e-5, 2e-5, 2e-5)
     assert row.rate == pytest.approx(0.2048)
+
+
+def test_what_the_guard_costs():
+    table = rows(NBYTES, SAMPLES | {GUARD: [0.005, 0.004, 0.006]}, workers=2, together=True)
+    guard = table[-1]
+    assert guard.limit_s is guard.to_allreduce is None
+    # 5 ms of 25, and 2% of 250.
+    said = "guard: 20% of a step in place; below 2% of a training step from 250.0 ms on"
+    assert guard_line(table).strip() == said
+    assert lines(table).splitlines()[-1] == guard_line(table)
+    assert guard_line(table[1:]) == guard_line(table[:-1]) == ""

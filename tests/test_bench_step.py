@@ -18,7 +18,7 @@ STAGED = """
 import sys
 import numpy as np
 import psgrad
-from psgrad.bench.figures import ALLREDUCE, COPIED, IN_PLACE, MEMCPY, TUNED
+from psgrad.bench.figures import ALLREDUCE, COPIED, GUARD, IN_PLACE, MEMCPY, TUNED
 from psgrad.bench.step import RATE, Stage
 
 def main(worker):
@@ -39,6 +39,7 @@ def main(worker):
         stage.call(way)
         assert np.allclose(reduced, gradients.sum(axis=0), atol=1e-5)
         assert np.allclose(stage.params, 1 - RATE * gradients.mean(axis=0), atol=1e-6)
+    stage.call(GUARD)
     stage.call(MEMCPY)
     assert np.array_equal(stage.params, stage.gradient)
     assert not np.array_equal(gradients[0], gradients[1])
@@ -96,6 +97,8 @@ def test_a_plan_knows_the_roles():
         "servers 2, workers 3, ssp, staleness 3, codec int8, pull codec none, 11 rounds; the "
         "slowest worker of each"
     )
+    plan = step.StepPlan((4096,), run={"aggregate": "median"})
+    assert step.opening(plan, plan.roles(4)).endswith("slowest worker of each; aggregate median")
 
 
 @pytest.mark.parametrize("tensors", [1, 100])
@@ -149,7 +152,7 @@ def test_it_runs_as_launched_with_codecs_and_several_servers(mpi):
     assert status == 0, stderr
     record, table = figures_of(stdout)
     assert table[0].startswith("servers 2, workers 2, ssp, staleness 2, codec topk:0.05, pull")
-    assert len(table) == 2 + len(WAYS)
+    assert len(table) == 2 + len(WAYS) + 1
     memcpy = record["rows"][-1]["median_s"]
     # Each push is an update of its own: 3 n bytes for each worker.
     assert record["rows"][0]["limit_s"] == pytest.approx(3 * memcpy)

@@ -118,12 +118,14 @@ def test_numbers_on_the_wire_never_change():
         "ALIVE": 27,
         "COMPLETE": 28,
         "COMMIT": 29,
+        "ENDED": 34,
         "REPLICATE": 35,
         "PAYLOAD": 36,
         "REPLICATED": 37,
         "STANDIN": 38,
         "MOVED": 39,
-        "ENDED": 40,
+        "STOP": 40,
+        "STOPPED": 41,
     }
     assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4, 5]
 

@@ -15,8 +15,12 @@ IN_PLACE: Final = "in place"
 COPIED: Final = "copied"
 ALLREDUCE: Final = "Allreduce"
 TUNED: Final = "tuned"
+GUARD: Final = "guard"
 MEMCPY: Final = "memcpy"
-WAYS: Final = (IN_PLACE, COPIED, ALLREDUCE, TUNED, MEMCPY)
+WAYS: Final = (IN_PLACE, COPIED, ALLREDUCE, TUNED, GUARD, MEMCPY)
+NO_STEPS: Final = (GUARD, MEMCPY)
+
+GUARD_SHARE: Final = 0.02  # of a training step that the guard may cost
 
 UNITS: Final = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
@@ -107,10 +111,22 @@ def rows(
     limit = limit_s(medians[MEMCPY], workers, together) if MEMCPY in medians else None
     return [
         Row(nbytes, way, tuple(of_one), limit, medians.get(ALLREDUCE), medians.get(TUNED))
-        if way != MEMCPY
+        if way not in NO_STEPS
         else Row(nbytes, way, tuple(of_one), None, None, None)
         for way, of_one in samples.items()
     ]
+
+
+def guard_line(table: Sequence[Row]) -> str:
+    """What the guard of the table's steps costs, for a person; empty where it was not measured."""
+    by_way = {row.way: row.spread.median for row in table}
+    if GUARD not in by_way or IN_PLACE not in by_way:
+        return ""
+    guard_s, step_s = by_way[GUARD], by_way[IN_PLACE]
+    return (
+        f"{'':9}  guard: {guard_s / step_s:.0%} of a step in place; below {GUARD_SHARE:.0%} of a "
+        f"training step from {milliseconds(guard_s / GUARD_SHARE)} ms on"
+    )
 
 
 def head() -> str:
@@ -123,7 +139,8 @@ def head() -> str:
 
 def lines(table: Sequence[Row]) -> str:
     """The rows for a person."""
-    return "\n".join(_line(row, first=i == 0) for i, row in enumerate(table))
+    found = [_line(row, first=i == 0) for i, row in enumerate(table)]
+    return "\n".join([*found, *filter(None, [guard_line(table)])])
 
 
 def _line(row: Row, first: bool) -> str:

@@ -13,6 +13,8 @@ Allreduce
 tuned
     the same as fast as it can be made: ``MPI_Allreduce`` in place, and the update in blocks that
     stay in cache
+guard
+    the look for NaN and infinity that is part of both steps above, on all workers at once
 memcpy
     ``numpy.copyto`` of one such array to another, on worker 0 while everyone else sleeps
 
@@ -36,6 +38,7 @@ from psgrad.bench import plots
 from psgrad.bench.figures import (
     ALLREDUCE,
     COPIED,
+    GUARD,
     IN_PLACE,
     MEMCPY,
     TUNED,
@@ -48,6 +51,7 @@ from psgrad.bench.figures import (
 from psgrad.bench.machine import describe
 from psgrad.codecs.base import BLOCK
 from psgrad.errors import ConfigError
+from psgrad.guard import is_finite
 from psgrad.layout import ITEMSIZE, Float32
 from psgrad.options import Options
 from psgrad.roles import Roles
@@ -142,6 +146,8 @@ class Stage:
         elif way == TUNED:
             self._worker.comm.Allreduce(self._in_place, self.sum)
             descend(self.params, self.sum, self._rate, self._scratch)
+        elif way == GUARD:
+            is_finite(self.gradient)
         else:
             np.copyto(self.params, self.gradient)
 
@@ -238,6 +244,7 @@ def opening(plan: StepPlan, roles: Roles) -> str:
     return (
         f"servers {roles.servers}, workers {roles.workers}, {mode}, codec {options.codec}, pull "
         f"codec {options.pull_codec}, {plan.rounds} rounds; the slowest worker of each"
+        + ("" if options.aggregate == "mean" else f"; aggregate {options.aggregate}")
         + (f"; {plan.tensors} tensors" if plan.tensors > 1 else "")
     )
 

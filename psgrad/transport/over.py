@@ -64,8 +64,8 @@ class Over:
     def leave(self, status: int) -> None:
         self._below.leave(status)
 
-    def close(self) -> None:
-        self._below.close()
+    def close(self, status: int = 0) -> None:
+        self._below.close(status)
 
     def abort(self, status: int) -> None:
         self._below.abort(status)
