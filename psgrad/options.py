@@ -18,6 +18,7 @@ from psgrad.codecs import Compression
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.layout import SMALLEST_CHUNK_BYTES, SegmentOptions
 from psgrad.optimizers import OPTIMIZERS, SGD, Optimizer
+from psgrad.placement import PLACEMENTS, SPREAD
 from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES, Constant, Schedule
 
@@ -32,6 +33,7 @@ class Options:
     """What ``psgrad.run`` describes; raises ``ConfigError`` for what cannot be."""
 
     servers: int = 1
+    placement: str = SPREAD
     staleness: int | None = 0
     optimizer: Optimizer = field(default_factory=SGD)
     schedule: Schedule = field(default_factory=Constant)
@@ -87,6 +89,8 @@ class Options:
         _known("schedule", self.schedule, tuple(SCHEDULES.values()), "psgrad.Cosine(total=1000)")
         if self.shared_memory not in SHARED_MEMORY:
             raise ConfigError(unknown_name("shared_memory", self.shared_memory, SHARED_MEMORY))
+        if self.placement not in PLACEMENTS:
+            raise ConfigError(unknown_name("placement", self.placement, PLACEMENTS))
         for name in ("codec", "pull_codec", "feedback", "zstd", "aggregate"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a string, got {getattr(self, name)!r}")

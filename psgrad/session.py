@@ -31,6 +31,7 @@ from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
+from psgrad.placement import SPREAD, order
 from psgrad.preemption import DEFAULT, Preemption
 from psgrad.record import Recorder
 from psgrad.resuming import Found, Resuming, find, open_checkpoint
@@ -56,6 +57,7 @@ def run(
     main: Callable[[Worker], T],
     *,
     servers: int = 1,
+    placement: str = SPREAD,
     staleness: int | None = 0,
     optimizer: Optimizer | None = None,
     schedule: Schedule | None = None,
@@ -89,6 +91,9 @@ def run(
     Every rank of ``comm`` (default COMM_WORLD; it is duplicated, not taken) calls it with the same
     arguments. Returns main's value on workers and None on servers, when all workers are done.
     MPI is started if it does not run yet, and is never finalised here.
+
+    ``placement`` says which ranks the ``servers`` are: ``"spread"``, one of each node in turn, or
+    ``"first"``, those that MPI numbers first.
 
     ``staleness`` is the bound s: 0 synchronous, a number bounded staleness, None asynchronous.
     In synchronous mode a step is one update with the mean of all gradients, weighted by samples;
@@ -134,6 +139,7 @@ def run(
         return session.run(
             main,
             servers=servers,
+            placement=placement,
             staleness=staleness,
             optimizer=SGD() if optimizer is None else optimizer,
             schedule=Constant() if schedule is None else schedule,
@@ -179,7 +185,8 @@ class Session:
         """``shard`` is what servers keep parameters in: a checked one, for instance. ``report``
         takes the line that says why this rank ends the job, ``warn`` what goes wrong and does not
         end it. ``writer`` makes what writes files beside the run."""
-        self._real = transport is None  # whether this process is one rank, and signals are its own
+        # Whether this process is one rank, and its signals are its own.
+        self._real = isinstance(self.transport, MpiTransport)
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
         self._shard = shard
         self._report = report
@@ -252,6 +259,19 @@ class Session:
         """Rank 0's ``text``, on every rank. Collective."""
         return self.transport.exchange(text.encode() if self.rank == 0 else b"")[0].decode()
 
+    def place(self, servers: int, placement: str) -> None:
+        """Orders the ranks so that the first ``servers`` are where ``placement`` wants servers.
+
+        Collective. ``rank`` may be another one then than MPI's; rank 0 stays what it is. Where a
+        transport was handed in that is not MPI's, its order stays.
+        """
+        if not isinstance(self.transport, MpiTransport) or servers == 1:
+            return
+        hosts = self.transport.exchange(self.transport.host.encode())
+        wanted = order([host.decode() for host in hosts], servers, placement)
+        if wanted != list(range(self.size)):
+            self.transport = self.transport.reordered(wanted)
+
     def run(
         self,
         main: Callable[[Worker], T],
@@ -268,6 +288,7 @@ class Session:
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
+        self.place(chosen.servers, chosen.placement)
         with self._outside(chosen, ends_at) as preemption:
             return self._run(main, chosen, roles, preemption, sink or Silent(), recorder)
 
