@@ -185,9 +185,9 @@ class Session:
         """``shard`` is what servers keep parameters in: a checked one, for instance. ``report``
         takes the line that says why this rank ends the job, ``warn`` what goes wrong and does not
         end it. ``writer`` makes what writes files beside the run."""
+        self.transport: Transport = MpiTransport(comm) if transport is None else transport
         # Whether this process is one rank, and its signals are its own.
         self._real = isinstance(self.transport, MpiTransport)
-        self.transport: Transport = MpiTransport(comm) if transport is None else transport
         self._shard = shard
         self._report = report
         self._warn = warn
