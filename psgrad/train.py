@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad import aggregate, faults, outer, runfolder
+from psgrad import aggregate, faults, outer, preemption, runfolder
 from psgrad.checkpointing import AUTO
 from psgrad.codecs import Compression
 from psgrad.compute import load_data
@@ -24,7 +24,7 @@ from psgrad.kernels import load as load_kernels
 from psgrad.metrics import Journal
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
-from psgrad.options import check_chunk_bytes
+from psgrad.options import check_chunk_bytes, check_replicas
 from psgrad.outer import OUTER
 from psgrad.pace import Pace
 from psgrad.placement import Seat, bind_gpus
@@ -60,8 +60,10 @@ def configure(sources: list[Source]) -> Config:
     check_chunk_bytes(config.chunk_bytes)
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
     Every.parse(config.checkpoint_every)
+    preemption.check(config.stop_signals)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
+    check_replicas(config.replicas, config.servers, config.fault_tolerant, config.shared_memory)
     return config
 
 
@@ -72,14 +74,16 @@ def train(
     about: Mapping[str, Any] = NOTHING,
     comm: MPI.Intracomm | None = None,
     transport: Transport | None = None,
+    ends_at: float = 0.0,
 ) -> None:
     """Trains as one rank of ``comm``, or of ``transport`` where there is one already.
 
     ``configuration`` is called once the ranks can agree on its errors; ``stamp``, a date and time,
-    names the run folder; ``terminal``: a person looks on.
+    names the run folder; ``terminal``: a person looks on; ``ends_at`` is the unix time at which the
+    job is ended, 0 where nobody knows.
     """
     with Session(comm, transport=transport) as session:
-        train_in(session, configuration, stamp, terminal, about=about)
+        train_in(session, configuration, stamp, terminal, about=about, ends_at=ends_at)
 
 
 def train_in(
@@ -91,6 +95,7 @@ def train_in(
     about: Mapping[str, Any] = NOTHING,
     choices: Sequence[int] | None = None,
     show: Callable[[str], None] | None = None,
+    ends_at: float = 0.0,
 ) -> None:
     """Trains as one rank of ``session``.
 
@@ -117,6 +122,8 @@ def train_in(
     folder = Path(session.first(str(made)))
     first_worker = session.rank == roles.rank_of(0)
     name = f"{roles.name(session.rank)}-{session.rank}"
+    kept = first_worker or (config.metrics == "all" and not roles.is_server(session.rank))
+    metrics = runfolder.metrics(roles.worker_of(session.rank)) if kept else ""
 
     def main(worker: Worker) -> None:
         assert loaded is not None, "workers have data"
@@ -132,7 +139,7 @@ def train_in(
     with ExitStack() as stack:
         now = session.transport.now
         journal = stack.enter_context(
-            closing(Journal(folder, name, now, metrics=first_worker, append=bool(config.resume)))
+            closing(Journal(folder, name, now, metrics=metrics, append=bool(config.resume)))
         )
         recorder = None
         if config.record:
@@ -158,11 +165,15 @@ def train_in(
             seed=config.seed,
             fault_tolerant=config.fault_tolerant,
             lease=config.lease,
+            replicas=config.replicas,
             checkpoint_dir=config.checkpoint_dir or written,
             checkpoint_every=config.checkpoint_every,
             checkpoint_keep=config.checkpoint_keep,
             resume=config.resume,
             aggregate=config.aggregate,
+            stop_signals=config.stop_signals,
+            walltime_margin=config.walltime_margin,
+            ends_at=ends_at,
             sink=journal,
             recorder=recorder,
         )

@@ -33,7 +33,7 @@ headers = st.builds(
     layout=u64,
     worker=u32,
     incarnation=u32,
-    view=u32,
+    taken=u32,
     segment=u32,
     chunk=u32,
     clock=u64,
@@ -53,7 +53,7 @@ SAMPLE = Header(
     layout=0x1112131415161718,
     worker=0x21222324,
     incarnation=0x31323334,
-    view=0x41424344,
+    taken=0x41424344,
     segment=0x51525354,
     chunk=0x61626364,
     clock=0x7172737475767778,
@@ -118,6 +118,14 @@ def test_numbers_on_the_wire_never_change():
         "ALIVE": 27,
         "COMPLETE": 28,
         "COMMIT": 29,
+        "ENDED": 34,
+        "REPLICATE": 35,
+        "PAYLOAD": 36,
+        "REPLICATED": 37,
+        "STANDIN": 38,
+        "MOVED": 39,
+        "STOP": 40,
+        "STOPPED": 41,
     }
     assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4, 5]
 
