@@ -60,7 +60,7 @@ HOUSE = (
     Row(6, "replay simulate"),
     Row(6, "scale"),
     Row(7, "arguments"),
-    Row(7, "run_command run_options"),
+    Row(7, "run_command run_options slurm"),
     Row(7, "bench_commands checkpoint_commands"),
     Row(7, "commands"),
     Row(7, "cli"),
