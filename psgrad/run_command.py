@@ -63,6 +63,7 @@ def run(
     try:
         own = () if made is None else ("--run-dir", str(folder))
         first = _prepare(arguments, [*command, *own], environ)
+        first = replace(first, stoppable=bool(config.checkpoint_every))
         # A setting goes before what the user gives, in whatever way.
         resumed = replace(first, argv=(*first.argv, "--set", f"resume={AUTO}"))
         checkpoints = Path(config.checkpoint_dir or runfolder.checkpoints(folder))

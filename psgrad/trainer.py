@@ -56,6 +56,10 @@ class Tally:
         self.loss = keep * self.loss + (1 - keep) * loss
         self.accuracy = keep * self.accuracy + (1 - keep) * accuracy
 
+    def idle(self) -> None:
+        """The next push has no gradient: it is none of the steps."""
+        self._before -= 1
+
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Counts what several workers have counted; raises ``CheckpointError``."""
         steps, samples, pushes = (
@@ -200,8 +204,9 @@ class Trainer:
             else:
                 learner.step(weight=samples)
             self._sink.record(
-                "step", epoch=epoch + 1, step=step, loss=loss, accuracy=correct / samples,
-                staleness=worker.staleness, learning_rate=learner.learning_rate,
+                "step", epoch=epoch + 1, step=step, samples=samples, loss=loss,
+                accuracy=correct / samples, staleness=worker.staleness,
+                learning_rate=learner.learning_rate,
             )  # fmt: skip
             # Worker 0 knows the others by the updates that its chunks have had.
             pushes = worker.updates * (worker.size if config.bound == 0 else 1)
@@ -284,6 +289,7 @@ class Trainer:
         for source, steps in pieces:
             if source == IDLE:
                 for _ in steps:
+                    self._tally.idle()
                     self._worker.step(weight=0.0)
 
     def _report(self, record: Mapping[str, Any]) -> None:

@@ -50,8 +50,8 @@ class Start:
     """What starts ranks of psgrad, or is to: taken out of a command.
 
     ``launcher`` are the words before the program, empty where there are none. ``run`` are the
-    options of ``psgrad run``, None where it is not used. ``train`` are the arguments of the program,
-    ``command`` is where it stands.
+    options of ``psgrad run``, None where it is not used. ``train`` are the arguments of the
+    program, ``command`` is where it stands.
     """
 
     launcher: tuple[str, ...]

@@ -155,7 +155,7 @@ def has_threads_for_its_cores(script: Script, site: Site) -> Findings:
         line = _line(script, r"\bOMP_NUM_THREADS=")
         yield Finding(
             line,
-            f"{threads} threads on {cores} core{'s'[: cores != 1]} of a rank get in each other's way",
+            f"{threads} threads get in each other's way where a rank has --cpus-per-task={cores}",
             "leave OMP_NUM_THREADS away: psgrad sets it by the cores",
         )
 
