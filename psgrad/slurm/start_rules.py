@@ -136,9 +136,8 @@ def reaches_all_groups(script: Script, site: Site) -> Findings:
 def leaves_servers_without_gpus(script: Script, site: Site) -> Findings:
     """``--gpus-per-task`` gives servers one each, which they do not use."""
     for start in script.starts:
-        asked = script.find("gpus-per-task")
-        inside = option(start.launcher, "--gpus-per-task")
-        if (asked or inside) and not (asked and asked.group > 0):
+        asked = script.find("gpus-per-task", 0)  # another group has no servers
+        if asked or option(start.launcher, "--gpus-per-task"):
             yield Finding(
                 asked.line if asked else start.command.line,
                 "each server would have a GPU, too, and not use it",
