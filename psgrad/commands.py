@@ -53,6 +53,13 @@ def doctor(argv: Sequence[str]) -> int:
     return doctor_command.doctor(argv, os.environ)
 
 
+def slurm(argv: Sequence[str]) -> int:
+    """``psgrad slurm``."""
+    from psgrad.slurm import command
+
+    return command.slurm(argv, os.environ)
+
+
 def replay(argv: Sequence[str]) -> int:
     """Repeats a recorded run in this process, with as many BLAS threads as its ranks had."""
     parser = Parser(
@@ -282,6 +289,7 @@ COMMANDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str]], int]]]] = Mapp
         "doctor": ("what is wrong with ranks, nodes and links, and what mends it", doctor),
         "checkpoint": ("list, verify and convert checkpoints", checkpoint),
         "chaos": ("kill ranks of small real runs, and judge what comes of it", chaos),
+        "slurm": ("batch scripts: init writes one for a cluster, check finds mistakes", slurm),
         "simulate": ("how it will scale; seeded schedules in the simulator", simulate),
     }
 )
