@@ -57,7 +57,7 @@ HOUSE = (
     Row(6, "toy"),
     Row(6, "interruption"),
     Row(6, "rehearsal"),
-    Row(6, "jobs launcher trainer"),
+    Row(6, "jobs launcher soak trainer"),
     Row(6, "chaos relaunch train"),
     Row(6, "replay simulate"),
     Row(6, "doctor scale"),
