@@ -11,10 +11,13 @@ import numpy as np
 from psgrad import control
 from psgrad.chunk_state import Counters, Reply
 from psgrad.commits import Round
+from psgrad.control import Stopped
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.crash import warn
+from psgrad.cuts import Announcement
 from psgrad.errors import CheckpointError, ConfigError, ProtocolError, RankLostError
 from psgrad.guard import is_finite
+from psgrad.halting import Stopping
 from psgrad.intake import CHUNK_KINDS, PUSH_KINDS, Intake
 from psgrad.layout import Float32, Layout, assign
 from psgrad.leases import Leases
@@ -26,6 +29,7 @@ from psgrad.opening import about, clocks_of, load, refusal, rules_of, share_of
 from psgrad.options import Options
 from psgrad.outbox import Outbox
 from psgrad.pools import GradientPool
+from psgrad.preemption import Preemption
 from psgrad.record import Recorder
 from psgrad.registration import differing
 from psgrad.resuming import Resuming
@@ -55,6 +59,7 @@ class Server:
         checkpoints: Checkpoints | None = None,
         resuming: Resuming | None = None,
         warn: Callable[[str], None] = warn,
+        preemption: Preemption | None = None,
     ) -> None:
         self._transport = transport
         self._roles = roles
@@ -87,18 +92,31 @@ class Server:
         self._checkpoints = checkpoints
         self._resuming = resuming
         self._warn = warn
+        self._stopping = Stopping(preemption)
         self._open = OpenSteps()
         self._layout: Layout | None = None
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """Why the run was stopped before its workers were done; None: it was not."""
+        if not self._stopping.has_stopped:
+            return None
+        told = None if self._checkpoints is None else self._checkpoints.stopped
+        return told or Stopped("the coordinator", 0, 0, None)
 
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
         saving = self._checkpoints
         self._transport.connect([r for r in range(self._roles.size) if self._hears(r)])
         while self._running or self._is_saving():
-            patience = WRITING_S if saving is not None and saving.busy else self._beat_s
+            busy = saving is not None and saving.busy
+            waits = [self._beat_s, WRITING_S if busy else None, self._stopping.watch_s]
+            patience = min((s for s in waits if s is not None), default=None)
             message = self._transport.receive(self._intake.place, patience)
             if saving is not None:
                 self._advance_checkpoints(saving)
+                if reason := self._stopping.news():
+                    self._stop(saving, f"{reason} at rank {self._transport.rank}")
             if self._beat_s is not None:
                 self._evict_silent(message)
             if message is not None:
@@ -173,11 +191,16 @@ class Server:
                 worker, header._replace(kind=Kind.STATS_ARE), encode_json(self._stats())
             )
         elif kind is Kind.FINISH:
+            self._stopping.has_stopped |= bool(header.flags & Flag.LAST)
             self._finish(worker)
         elif kind is Kind.SHARE:
             self._share(worker, payload)
         elif kind is Kind.ALIVE:
             return
+        elif kind is Kind.STOP:
+            if self._checkpoints is None:
+                raise ProtocolError("a rank asks for a stop, this run has no checkpoints")
+            self._stop(self._checkpoints, control.stop(payload))
         elif kind is Kind.EVICTED:
             if worker in self._running:
                 self._lose_worker(worker, f"worker {worker} was shut out by the coordinator")
@@ -258,17 +281,35 @@ class Server:
         now = self._transport.now
         for reply in checkpoints.see(shard, header, payload, now):
             self._reply(reply)
-        announcement = checkpoints.announce(header, now())
-        if announcement is not None:
-            number, clock = announcement
-            for worker in sorted(self._running):
-                cut = Header(Kind.CUT, run=self._run, worker=worker, sequence=number, clock=clock)
-                self._outbox.tell(worker, cut)
+        self._announce(checkpoints.announce(header, now()))
+
+    def _announce(self, cut: Announcement | None) -> None:
+        if cut is None:
+            return
+        flags = Flag.LAST if cut.last else 0
+        header = Header(Kind.CUT, run=self._run, sequence=cut.number, clock=cut.clock, flags=flags)
+        for worker in sorted(self._running):
+            self._outbox.tell(worker, header._replace(worker=worker))
+
+    def _stop(self, checkpoints: Checkpoints, reason: str) -> None:
+        """The run is to stop behind a checkpoint: the coordinator has that made."""
+        if self._transport.rank != 0:
+            payload = encode_json({"reason": reason})
+            self._outbox.post(0, Header(Kind.STOP, run=self._run, nbytes=len(payload)), payload)
+            return
+        self._sink.log(f"asked to stop by {reason}")
+        self._announce(checkpoints.stop(reason, self._transport.now()))
 
     def _advance_checkpoints(self, checkpoints: Checkpoints) -> None:
+        before = checkpoints.stopped
         reports, said = checkpoints.advance()
         if said is not None:
             self._sink.log(said)
+            self._announce(checkpoints.due(self._transport.now()))  # it may have waited for this
+        if checkpoints.stopped is not None and before is None:
+            for worker in sorted(self._running):
+                header = Header(Kind.STOPPED, run=self._run, worker=worker)
+                self._outbox.tell(worker, header, encode_json(checkpoints.stopped._asdict()))
         for report in reports:
             payload = encode_json(report)
             header = Header(Kind.WRITTEN, run=self._run, nbytes=len(payload))
@@ -433,7 +474,8 @@ class Server:
         self._balance, self._layout, self._digest = mine.balance, layout, layout.digest
         if self._checkpoints is not None:
             said = about(options, self._roles, layout)
-            self._checkpoints.registered(self._shard, said, clocks)
+            apart = any(segment.options.members is not None for segment in layout.segments)
+            self._checkpoints.registered(self._shard, said, clocks, apart)
         self._intake.open(self._shard.chunks, self._digest)
         if trouble := self._sharing.open(layout):
             self._sink.log(f"parameters go by message: {trouble}")
@@ -506,6 +548,8 @@ class Server:
 
     def _send_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
+            if outcome.worker not in self._running:  # it has stopped while it waited
+                continue
             header = Header(
                 Kind.MET, run=self._run, worker=outcome.worker, sequence=outcome.sequence
             )
