@@ -53,7 +53,7 @@ HOUSE = (
     Row(4, "serving"),
     Row(5, "session"),
     Row(6, "bench causes compute faults frozen launch leftovers progress runfolder scenario"),
-    Row(6, "scattered scenario_text starting stops summary survival"),
+    Row(6, "scattered scenario_text starting stops summary survival tally"),
     Row(6, "toy"),
     Row(6, "interruption"),
     Row(6, "rehearsal"),
