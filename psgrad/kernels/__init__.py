@@ -157,12 +157,22 @@ class Kernels(Protocol):
         """
 
 
-def load(device: str) -> Kernels:
+def gpus() -> tuple[str, ...]:
+    """The PCI ids of the GPUs that this process sees, by their numbers there.
+
+    Raises ConfigError with the cure where there is none, or no CuPy. Makes no CUDA context.
+    """
+    ids: tuple[str, ...] = _load_cuda().pci_ids()
+    return ids
+
+
+def load(device: str, gpu: int | None = None) -> Kernels:
     """The kernels for ``device``: "cpu", "gpu", or "auto".
 
     "auto" takes the GPU when CuPy can be imported and sees a device, and the CPU otherwise.
-    "gpu" raises ConfigError with the cure when there is none; an unknown name does, too. No CUDA
-    context is created here, so a process may still choose its device afterwards.
+    "gpu" raises ConfigError with the cure when there is none; an unknown name does, too. ``gpu`` is
+    the number of the GPU to work on, of those that this process sees. Without it no CUDA context is
+    created here, so a process may still choose its device afterwards.
     """
     if device not in DEVICES:
         raise ConfigError(unknown_name("device", device, DEVICES))
@@ -171,14 +181,18 @@ def load(device: str) -> Kernels:
     if device == "cpu":
         return cpu
     try:
-        return _load_cuda()
+        cuda = _load_cuda()
     except ConfigError:
         if device == "gpu":
             raise
         return cpu
+    if gpu is not None:
+        cuda.use(gpu)
+    chosen: Kernels = cuda
+    return chosen
 
 
-def _load_cuda() -> Kernels:
+def _load_cuda() -> Any:
     """kernels.cuda, or ConfigError when CuPy cannot be imported or sees no device."""
     try:
         from psgrad.kernels import cuda

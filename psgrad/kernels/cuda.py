@@ -37,6 +37,17 @@ def unavailable() -> str:
         return str(error)
 
 
+def pci_ids() -> tuple[str, ...]:
+    """The PCI ids of the GPUs that this process sees, by their numbers. Makes no CUDA context."""
+    runtime = cupy.cuda.runtime
+    return tuple(str(runtime.deviceGetPCIBusId(i)) for i in range(runtime.getDeviceCount()))
+
+
+def use(number: int) -> None:
+    """From now on this process works on the GPU ``number``."""
+    cupy.cuda.runtime.setDevice(number)
+
+
 def asarray(host: NDArray[Any]) -> Array:
     return cupy.asarray(host)
 
