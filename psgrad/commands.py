@@ -53,6 +53,13 @@ def slurm(argv: Sequence[str]) -> int:
     return command.slurm(argv, os.environ)
 
 
+def doctor(argv: Sequence[str]) -> int:
+    """``psgrad doctor``."""
+    from psgrad import doctor_command
+
+    return doctor_command.doctor(argv, os.environ)
+
+
 def replay(argv: Sequence[str]) -> int:
     """Repeats a recorded run in this process, with as many BLAS threads as its ranks had."""
     parser = Parser(
@@ -279,6 +286,7 @@ COMMANDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str]], int]]]] = Mapp
     {
         "codecs": ("list the codecs", codecs),
         "bench": ("measure: codecs, steps, latency, memory", bench),
+        "doctor": ("what is wrong with ranks, nodes and links, and what mends it", doctor),
         "checkpoint": ("list, verify and convert checkpoints", checkpoint),
         "chaos": ("kill ranks of small real runs, and judge what comes of it", chaos),
         "slurm": ("batch scripts: init writes one for a cluster, check finds mistakes", slurm),

@@ -24,25 +24,24 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from psgrad import errors
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import ThreadWriter, Writer
-from psgrad.committing import Committing
 from psgrad.crash import describe, exit_status, say, warn
-from psgrad.cuts import CutPlan
 from psgrad.errors import ConfigError, Preempted, PsgradError, RankLostError
 from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
+from psgrad.placement import SPREAD, order
 from psgrad.preemption import DEFAULT, Preemption
 from psgrad.record import Recorder
 from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
-from psgrad.saving import Checkpoints, ServerSaving
 from psgrad.schedules import Constant, Schedule
-from psgrad.server import Server
+from psgrad.serving import Serving
 from psgrad.shard import Shard
 from psgrad.transport import Transport
 from psgrad.transport.mpi import MpiTransport
+from psgrad.transport.rerouted import Rerouted
 from psgrad.version import __version__
 from psgrad.worker import Worker
 
@@ -58,6 +57,7 @@ def run(
     main: Callable[[Worker], T],
     *,
     servers: int = 1,
+    placement: str = SPREAD,
     staleness: int | None = 0,
     optimizer: Optimizer | None = None,
     schedule: Schedule | None = None,
@@ -75,6 +75,7 @@ def run(
     seed: int = 0,
     fault_tolerant: bool = False,
     lease: float = 30.0,
+    replicas: int = 0,
     checkpoint_dir: str = "",
     checkpoint_every: str = "",
     checkpoint_keep: int = 2,
@@ -90,6 +91,9 @@ def run(
     Every rank of ``comm`` (default COMM_WORLD; it is duplicated, not taken) calls it with the same
     arguments. Returns main's value on workers and None on servers, when all workers are done.
     MPI is started if it does not run yet, and is never finalised here.
+
+    ``placement`` says which ranks the ``servers`` are: ``"spread"``, one of each node in turn, or
+    ``"first"``, those that MPI numbers first.
 
     ``staleness`` is the bound s: 0 synchronous, a number bounded staleness, None asynchronous.
     In synchronous mode a step is one update with the mean of all gradients, weighted by samples;
@@ -110,7 +114,8 @@ def run(
 
     With ``fault_tolerant`` training goes on without workers that die, if MPI lets it (``psgrad run
     --elastic``), and without those that are silent for longer than ``lease`` seconds and ten of
-    their steps.
+    their steps. With ``replicas`` 1 each server has a replica on the rank of another one, so any
+    one server may die as well: no push that was answered is lost. It needs at least 2 servers.
 
     With ``checkpoint_every``, a number of steps such as ``"500"`` or of seconds such as ``"600s"``,
     the servers write checkpoints to ``checkpoint_dir`` while training goes on, of which the last
@@ -134,6 +139,7 @@ def run(
         return session.run(
             main,
             servers=servers,
+            placement=placement,
             staleness=staleness,
             optimizer=SGD() if optimizer is None else optimizer,
             schedule=Constant() if schedule is None else schedule,
@@ -151,6 +157,7 @@ def run(
             seed=seed,
             fault_tolerant=fault_tolerant,
             lease=lease,
+            replicas=replicas,
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
             checkpoint_keep=checkpoint_keep,
@@ -178,8 +185,9 @@ class Session:
         """``shard`` is what servers keep parameters in: a checked one, for instance. ``report``
         takes the line that says why this rank ends the job, ``warn`` what goes wrong and does not
         end it. ``writer`` makes what writes files beside the run."""
-        self._real = transport is None  # whether this process is one rank, and signals are its own
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
+        # Whether this process is one rank, and its signals are its own.
+        self._real = isinstance(self.transport, MpiTransport)
         self._shard = shard
         self._report = report
         self._warn = warn
@@ -251,6 +259,19 @@ class Session:
         """Rank 0's ``text``, on every rank. Collective."""
         return self.transport.exchange(text.encode() if self.rank == 0 else b"")[0].decode()
 
+    def place(self, servers: int, placement: str) -> None:
+        """Orders the ranks so that the first ``servers`` are where ``placement`` wants servers.
+
+        Collective. ``rank`` may be another one then than MPI's; rank 0 stays what it is. Where a
+        transport was handed in that is not MPI's, its order stays.
+        """
+        if not isinstance(self.transport, MpiTransport) or servers == 1:
+            return
+        hosts = self.transport.exchange(self.transport.host.encode())
+        wanted = order([host.decode() for host in hosts], servers, placement)
+        if wanted != list(range(self.size)):
+            self.transport = self.transport.reordered(wanted)
+
     def run(
         self,
         main: Callable[[Worker], T],
@@ -267,6 +288,7 @@ class Session:
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
+        self.place(chosen.servers, chosen.placement)
         with self._outside(chosen, ends_at) as preemption:
             return self._run(main, chosen, roles, preemption, sink or Silent(), recorder)
 
@@ -288,7 +310,7 @@ class Session:
         sink: Sink,
         recorder: Recorder | None,
     ) -> T | None:
-        resuming, checkpoints = self._checkpoints(chosen, roles)
+        resuming = self._resuming(chosen, roles)
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         hosts = self.transport.exchange(self.transport.host.encode())
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
@@ -300,7 +322,7 @@ class Session:
         value: T | None = None
         try:
             if roles.is_server(self.rank):
-                server = Server(
+                serving = Serving(
                     self.transport,
                     roles,
                     chosen,
@@ -308,58 +330,47 @@ class Session:
                     sink,
                     self._shard,
                     recorder,
-                    checkpoints,
                     resuming,
                     self._warn,
+                    self._writer,
                     preemption,
                 )
-                server.serve()
-                stopped = server.stopped
+                stopped, speaks = serving.serve()
             else:
+                carrier: Transport = self.transport
+                if chosen.replicas:
+                    carrier = Rerouted(carrier, roles.servers)
                 worker = Worker(
-                    self.transport, roles, chosen, run_id, comm, recorder, resuming, preemption
+                    carrier, roles, chosen, run_id, comm, recorder, resuming, preemption
                 )
                 value = _played(main, worker)
                 worker.finish()
-                stopped = worker.stopped
+                stopped, speaks = worker.stopped, False
         except BaseException as error:
             if chosen.fault_tolerant and self._is_own(error, roles):
                 self._end_worker(error, roles)
             self._end_job(error, roles)
         if stopped is not None:
             preempted = stopped.error
-            preempted.spokesman = self.rank == 0
-            if chosen.fault_tolerant and not preempted.spokesman:
+            preempted.spokesman = speaks
+            if chosen.fault_tolerant and not speaks:
                 # No MPI_Finalize holds ranks back, and the first that ends takes the others along.
                 self.transport.sleep(SPOKESMAN_S)
             raise preempted
         return value
 
-    def _checkpoints(
-        self, options: Options, roles: Roles
-    ) -> tuple[Resuming | None, Checkpoints | None]:
-        """The checkpoint to go on from, and, on servers, how new ones are made. Collective."""
+    def _resuming(self, options: Options, roles: Roles) -> Resuming | None:
+        """The checkpoint to go on from, if one is; tries the folder of new ones. Collective."""
         wanted = options.checkpoints
         found = self.agree(lambda: find(wanted) if self.rank == 0 else Found())
         path = self.first(found.path)
         for line in found.said:
             self._warn(line)
-        together = options.staleness == 0
         resuming = self.agree(lambda: open_checkpoint(path, options, roles) if path else None)
         store = Store(Path(wanted.folder), wanted.keep)
-        if not wanted.every:
-            return resuming, None
-        self.agree(lambda: store.prepare() if self.rank == 0 else None)
-        if not roles.is_server(self.rank):
-            return resuming, None
-        committing = None
-        if self.rank == 0:
-            number = 0 if resuming is None else resuming.number
-            plan = CutPlan(wanted.every, options.staleness, {}, number)
-            writer = self._writer()
-            committing = Committing(store, writer, plan, roles.servers, self._warn)
-        saving = ServerSaving(store, self._writer(), self.rank)
-        return resuming, Checkpoints(saving, committing, together)
+        if wanted.every:
+            self.agree(lambda: store.prepare() if self.rank == 0 else None)
+        return resuming
 
     def _load_kernels(self, hosts: Sequence[bytes]) -> None:
         """Before anything is timed, and first on one rank of each host: it may have to compile."""

@@ -194,19 +194,18 @@ class Trainer:
         snapshot: Snapshot | None = None
         for step, (epoch, micro_batches) in enumerate(steps, start=tally.steps + 1):
             began = worker.now()
-            loss, correct, samples = compute.gradient(self._data.dataset, micro_batches, hooks)
+            loss, accuracy, samples = compute.gradient(self._data.dataset, micro_batches, hooks)
             if self._pace is not None:
                 worker.sleep(self._pace.seconds(worker.rank, step))
             faults.apply(self._planted, worker, mpi_rank, worker.now() - began)
-            tally.add(samples, loss, correct / samples)  # before it: checkpoints are behind steps
+            tally.add(samples, loss, accuracy)  # before it: checkpoints are behind steps
             if overlap:
                 worker.step_async(weight=samples)
             else:
                 learner.step(weight=samples)
             self._sink.record(
-                "step", epoch=epoch + 1, step=step, samples=samples, loss=loss,
-                accuracy=correct / samples, staleness=worker.staleness,
-                learning_rate=learner.learning_rate,
+                "step", epoch=epoch + 1, step=step, samples=samples, loss=loss, accuracy=accuracy,
+                staleness=worker.staleness, learning_rate=learner.learning_rate,
             )  # fmt: skip
             # Worker 0 knows the others by the updates that its chunks have had.
             pushes = worker.updates * (worker.size if config.bound == 0 else 1)
