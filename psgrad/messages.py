@@ -87,8 +87,10 @@ class Kind(enum.IntEnum):
     COMPLETE = 28  # to the coordinator: a server has all of a round; payload: of whom
     COMMIT = 29  # from the coordinator: that round closes; payload: with whom
     ALIVE = 27  # to the coordinator: a worker waits, or computes for long; not answered
-    STOP = 40  # to the coordinator: a rank was asked to stop; payload: by what
-    STOPPED = 41  # to a worker: the run has stopped; payload: what of it is safe
+    STOP = 50  # to the coordinator: a rank was asked to stop; payload: by what
+    STOPPED = 51  # to a worker: the run has stopped; payload: what of it is safe
+    ASK = 52  # from the coordinator: nothing moves, what are you waiting for?
+    DOING = 53  # its answer; payload: that, in words, and the stack
 
 
 class Verdict(enum.IntEnum):

@@ -21,7 +21,7 @@ from psgrad.kernels import load as load_kernels
 from psgrad.metrics import Journal
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
-from psgrad.options import check_chunk_bytes
+from psgrad.options import check_chunk_bytes, check_stall
 from psgrad.outer import OUTER
 from psgrad.pace import Pace
 from psgrad.progress import Progress
@@ -56,6 +56,7 @@ def configure(sources: list[Source]) -> Config:
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
     Every.parse(config.checkpoint_every)
     preemption.check(config.stop_signals)
+    check_stall(config.stall, config.stall_abort)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
     return config
@@ -157,6 +158,9 @@ def train_in(
             aggregate=config.aggregate,
             stop_signals=config.stop_signals,
             walltime_margin=config.walltime_margin,
+            stall=config.stall,
+            stall_abort=config.stall_abort,
+            stacks=journal.file,
             ends_at=ends_at,
             sink=journal,
             recorder=recorder,

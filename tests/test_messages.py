@@ -118,8 +118,10 @@ def test_numbers_on_the_wire_never_change():
         "ALIVE": 27,
         "COMPLETE": 28,
         "COMMIT": 29,
-        "STOP": 40,
-        "STOPPED": 41,
+        "STOP": 50,
+        "STOPPED": 51,
+        "ASK": 52,
+        "DOING": 53,
     }
     assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4, 5]
 
