@@ -16,7 +16,7 @@ from psgrad.models import Model
 from psgrad.models.hooks import Hooks, nothing
 from psgrad.roles import Roles
 
-EVALUATION_BATCH: Final = 1024
+EVALUATION_BATCH: Final = 1024  # labels
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def load_data(config: Config, roles: Roles, rank: int) -> WorkerData | None:
     """The data of the worker on ``rank``; None on a server."""
     if roles.is_server(rank):
         return None
-    dataset = data.load(config.dataset)
+    dataset = data.load(config.dataset, config.model.value.window)
     training, test = data.split(dataset, config.dataset.test_fraction, config.seed)
     if not len(training):
         raise DataError(f"{config.dataset.name}: no samples are left to train on")
@@ -70,11 +70,11 @@ class Compute:
 
     def gradient(
         self, dataset: Dataset, micro_batches: list[IndexArray], hooks: Hooks | None = None
-    ) -> tuple[float, int, int]:
+    ) -> tuple[float, float, int]:
         """Fills ``copy.grads`` with the gradient of the mean loss over all micro-batches.
 
-        Returns that mean loss, the number classified correctly and the number of samples. On a GPU
-        ``hooks`` are told of all layers at once, before parameters go there.
+        Returns that mean loss, the part of the labels that was predicted and the number of samples.
+        On a GPU ``hooks`` are told of all layers at once, before parameters go there.
         """
         hooks = hooks or Hooks()
         if not self._on_host:
@@ -82,7 +82,7 @@ class Compute:
             hooks = Hooks()
         params = self._on_device(self._copy.params)
         samples = sum(len(indices) for indices in micro_batches)
-        loss, correct = 0.0, 0
+        loss, accuracy = 0.0, 0.0
         for i, indices in enumerate(micro_batches):
             share = len(indices) / samples
             x, y = (self._kernels.asarray(part) for part in dataset.batch(indices))
@@ -94,11 +94,11 @@ class Compute:
                 params, x, y, self._grads, self._kernels, scale=share, accumulate=i > 0, hooks=told
             )
             loss += share * one_loss
-            correct += one_correct
+            accuracy += share * one_correct / y.size
         if not self._on_host:
             for name, grad in self._grads.items():
                 self._kernels.copy_to_host(grad, self._copy.grads[name])
-        return loss, correct, samples
+        return loss, accuracy, samples
 
     def evaluate(
         self, arrays: Arrays, dataset: Dataset, indices: IndexArray
@@ -108,14 +108,15 @@ class Compute:
         NaN for no samples.
         """
         params = self._on_device(arrays)
-        loss, correct = 0.0, 0
-        for start in range(0, len(indices), EVALUATION_BATCH):
-            batch = dataset.batch(indices[start : start + EVALUATION_BATCH])
+        loss, correct, labels = 0.0, 0, 0
+        size = max(1, EVALUATION_BATCH // max(1, self._model.window))
+        for start in range(0, len(indices), size):
+            batch = dataset.batch(indices[start : start + size])
             x, y = (self._kernels.asarray(part) for part in batch)
             part_loss, part_correct = self._model.evaluate(params, x, y, self._kernels)
             loss, correct = loss + part_loss, correct + part_correct
-        n = len(indices)
-        return (loss / n, correct / n) if n else (float("nan"), float("nan"))
+            labels += y.size
+        return (loss / labels, correct / labels) if labels else (float("nan"), float("nan"))
 
     def _on_device(self, arrays: Arrays) -> Mapping[str, Any]:
         """The parameters ``arrays`` where the model can use them, until the next such call."""

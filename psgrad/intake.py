@@ -91,6 +91,12 @@ class Intake:
         """``peer`` is gone: what had a place will not come."""
         self._gradients.forget(sum(lent for _, lent in self._placed.pop(peer, ())))
 
+    def forget_places(self) -> None:
+        """What has a place and was not taken will come once more."""
+        for peer in list(self._placed):
+            self.forget(peer)
+            self._numbering.forget_seen(peer)
+
     def _check_sender(self, peer: int, header: Header) -> None:
         if header.run != self._run:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")

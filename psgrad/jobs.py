@@ -25,6 +25,7 @@ from psgrad.errors import CAUSE, LaunchError
 from psgrad.frozen import Frozen
 from psgrad.launch import Plan
 from psgrad.preemption import MARK
+from psgrad.starting import Starting
 from psgrad.stops import Stops
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ STDERR: Final = 2
 TICK_S: Final = 0.1
 TIDY_S: Final = 1.0  # for mpiexec to remove its files when its ranks are dead
 GONE_S: Final = 5.0  # for a killed process to disappear
+DIED_EARLY: Final = "a rank has ended before all ranks were up: the others cannot start without it"
 
 REQUEUE: Final = os.EX_TEMPFAIL  # 75, of a rank: what there is is safe, start me again
 FATAL: Final = (
@@ -55,6 +57,8 @@ class Child:
     stoppable: bool = False  # its ranks will take SIGUSR1, though they may not be there yet
     process: subprocess.Popen[bytes] | None = None
     frozen: Frozen | None = None  # where ranks may be stopped, and left behind
+    starting: Starting | None = None  # where mpiexec does not end the job of one that has died
+    cause: bytes = b""  # why its ranks were killed by us
     _kill_at: float | None = None
     _asked: bool = False
 
@@ -100,6 +104,11 @@ class Child:
         if self.frozen is not None and self.process is not None and self.frozen.is_due:
             ranks = self._family() - {self.process.pid}
             if self.frozen.look(ranks):
+                kill(ranks)
+        if self.starting is not None and self.process is not None and not self.starting.over:
+            ranks = self._family() - {self.process.pid}
+            if self.starting.look(ranks):
+                self.starting, self.cause = None, f"{CAUSE}{DIED_EARLY}".encode()
                 kill(ranks)
 
     def end(self) -> None:
@@ -161,7 +170,8 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     there = leftovers.segments()
     strangers = frozenset(_children().get(os.getpid(), ()))
     child = Child(strangers, stops.signums, plan.stoppable)
-    child.frozen = Frozen() if plan.elastic else None
+    if plan.elastic:
+        child.frozen, child.starting = Frozen(), Starting(plan.ranks)
     causes = Causes()
     stops.told = child.obey
     with _adopting() as libc:
@@ -179,9 +189,10 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     status = 128 - status if status < 0 else status
     if status not in (0, REQUEUE) and stops.signums:
         status = 128 + stops.signums[0]
-    if plan.elastic and causes.first and not status:
+    said = causes.first or child.cause
+    if plan.elastic and said and not status:
         status = 1  # mpiexec does not count ranks that were killed, and one said why the job ends
-    cause = causes.first or _closing(plan.argv[0], status, stops.signums).encode()
+    cause = said or _closing(plan.argv[0], status, stops.signums).encode()
     return Ended(status, cause)
 
 

@@ -289,6 +289,10 @@ class ServerLinks:
             self._look_up(patience_s or 0.0)
             message = self._transport.receive(self._place, patience_s)
         server, header = message
+        if header.kind is Kind.MOVED:
+            self._placed[server].clear()
+            self._numbering.forget_seen(server)
+            return True
         if header.kind is Kind.LOST and self._parting is not None:
             self._parting.discard(server)
             return True

@@ -18,6 +18,7 @@ from psgrad.codecs import Compression
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.layout import SMALLEST_CHUNK_BYTES, SegmentOptions
 from psgrad.optimizers import OPTIMIZERS, SGD, Optimizer
+from psgrad.placement import PLACEMENTS, SPREAD
 from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES, Constant, Schedule
 
@@ -32,6 +33,7 @@ class Options:
     """What ``psgrad.run`` describes; raises ``ConfigError`` for what cannot be."""
 
     servers: int = 1
+    placement: str = SPREAD
     staleness: int | None = 0
     optimizer: Optimizer = field(default_factory=SGD)
     schedule: Schedule = field(default_factory=Constant)
@@ -49,6 +51,7 @@ class Options:
     seed: int = 0
     fault_tolerant: bool = False
     lease: float = 30.0
+    replicas: int = 0
     checkpoint_dir: str = ""
     checkpoint_every: str = ""
     checkpoint_keep: int = 2
@@ -75,6 +78,7 @@ class Options:
             "reference_bytes": _whole("reference_bytes", self.reference_bytes, 0),
             "server_threads": _whole("server_threads", self.server_threads, 0),
             "seed": _whole("seed", self.seed, 0),
+            "replicas": _whole("replicas", self.replicas, 0),
             "stop_signals": preemption.check(self.stop_signals),
             "walltime_margin": _seconds("walltime_margin", self.walltime_margin),
             "stall": _seconds("stall", self.stall),
@@ -90,6 +94,8 @@ class Options:
         _known("schedule", self.schedule, tuple(SCHEDULES.values()), "psgrad.Cosine(total=1000)")
         if self.shared_memory not in SHARED_MEMORY:
             raise ConfigError(unknown_name("shared_memory", self.shared_memory, SHARED_MEMORY))
+        if self.placement not in PLACEMENTS:
+            raise ConfigError(unknown_name("placement", self.placement, PLACEMENTS))
         for name in ("codec", "pull_codec", "feedback", "zstd", "aggregate"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a string, got {getattr(self, name)!r}")
@@ -106,6 +112,9 @@ class Options:
             )
         object.__setattr__(self, "compression", compression)
         _check_tolerance(self)
+        check_replicas(self.replicas, self.servers, self.fault_tolerant, self.shared_memory)
+        if self.replicas:
+            object.__setattr__(self, "shared_memory", "off")
         checkpoints = CheckpointOptions(
             self.checkpoint_dir, self.checkpoint_every, self.checkpoint_keep, self.resume
         )
@@ -175,6 +184,28 @@ def check_stall(stall: float, abort: float) -> None:
     if 0 < abort < stall or (abort and not stall):
         raise ConfigError(
             f"stall_abort must be 0, or at least stall, got {abort:g} with stall {stall:g}"
+        )
+
+
+def check_replicas(replicas: int, servers: int, fault_tolerant: bool, shared_memory: str) -> None:
+    """Raises ``ConfigError`` where servers cannot have replicas."""
+    if replicas == 0:
+        return
+    if replicas != 1:
+        raise ConfigError(f"replicas must be 0 or 1, got {replicas}")
+    if servers < 2:
+        raise ConfigError(
+            f"replicas 1 needs a second server to keep them, servers is {servers}; use --servers 2"
+        )
+    if not fault_tolerant:
+        raise ConfigError(
+            "replicas 1 is for runs that go on when a rank dies; use psgrad run --elastic, or "
+            "--fault-tolerant"
+        )
+    if shared_memory == "on":
+        raise ConfigError(
+            "with replicas 1 gradients and parameters go by message, with shared_memory on they do "
+            "not; use shared_memory auto"
         )
 
 

@@ -35,6 +35,7 @@ PACES: Final = (
 CHECKPOINTS: Final = ("1", "2", "3", "0.002s", "0.01s")
 LEARNING_RATE: Final = 0.05
 LOSSES: Final = 1 << 64  # what is drawn of deaths has a stream of its own
+REPLICAS: Final = 1 << 65  # and so has what is drawn of replicas
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Scenario:
     Workers may die: each of ``deaths`` is a number of transport calls after which one does, and at
     ``death_s`` seconds up to two more die at once. With ``lease_s`` above 0, one worker is frozen
     in its step ``freeze``, for far longer, and another one has a long step there in which it says
-    that it is alive.
+    that it is alive. With ``replicas``, servers have them, and one server dies after
+    ``server_death`` calls, where that is not 0.
     """
 
     seed: int
@@ -87,6 +89,8 @@ class Scenario:
     death_s: float = 0.0
     lease_s: float = 0.0
     freeze: int = 0
+    replicas: int = 0
+    server_death: int = 0
 
     @classmethod
     def of(cls, seed: int) -> Scenario:
@@ -128,7 +132,7 @@ class Scenario:
             then_workers=draw.among((0, 0, 0, 1, 2, 3, 5)),
             then_servers=draw.among((0, 0, 1, 2, 3)),
         )
-        return replace(scenario, **_losses(scenario))
+        return replace(scenario, **_losses(scenario), **_replicas(scenario))
 
     def feedbacks(self) -> tuple[str, ...]:
         """What may be done with what the codec does not send."""
@@ -156,8 +160,25 @@ class Scenario:
 
     @property
     def has_losses(self) -> bool:
+        """Whether ranks may die or are shut out."""
+        return self.loses_workers or self.replicas > 0
+
+    @property
+    def loses_workers(self) -> bool:
         """Whether workers may die or are shut out."""
         return bool(self.deaths or self.death_s or self.freeze)
+
+    @property
+    def victim(self) -> int:
+        """The server that dies, if one does."""
+        return self._number("victim", 0, 0) % self.servers
+
+    @property
+    def calm(self) -> Scenario:
+        """The same without anything that goes wrong with ranks."""
+        return replace(
+            self, deaths=(), death_s=0.0, lease_s=0.0, freeze=0, replicas=0, server_death=0
+        )
 
     @property
     def network(self) -> Network:
@@ -264,4 +285,16 @@ def _losses(scenario: Scenario) -> dict[str, Any]:
         "death_s": draw.among(range(1, 200)) * 1e-3 if at_once else 0.0,
         "lease_s": 0.5 if frozen else 0.0,
         "freeze": draw.among((1, 2, 3)) if frozen else 0,
+    }
+
+
+def _replicas(scenario: Scenario) -> dict[str, Any]:
+    """Fields that say whether servers have replicas, and when one of them dies."""
+    draw = _Draw(REPLICAS | scenario.seed)
+    if scenario.servers == 1 or scenario.feedback == "ef21" or draw.among((1, 0)):
+        return {}
+    calls = draw.among((20, 100, 400, 1500))
+    return {
+        "replicas": 1,
+        "server_death": draw.among((0, 1, 1, 1)) * (1 + draw.among(range(calls))),
     }

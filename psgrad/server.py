@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -42,7 +43,7 @@ from psgrad.saving import Checkpoints
 from psgrad.shard import Shard
 from psgrad.sharing import ServerSharing
 from psgrad.stall import Told, View
-from psgrad.transport import Transport
+from psgrad.transport import Buffer, Transport
 from psgrad.transport.shared import SharingError
 from psgrad.watchdog import Watchdog
 
@@ -65,9 +66,9 @@ class Server:
         resuming: Resuming | None = None,
         warn: Callable[[str], None] = warn,
         preemption: Preemption | None = None,
-        watchdog: Watchdog | None = None,
-        inspected: Sequence[Process | None] | None = None,
     ) -> None:
+        self.is_over = False
+        """Whether all servers know that all workers are done or gone."""
         self._transport = transport
         self._roles = roles
         self._options = options
@@ -75,10 +76,12 @@ class Server:
         self._sink = sink
         self._compression = options.compression
         self._running = set(range(roles.workers))
+        self._now_s = 0.0  # of the turn
+        self._is_done = False  # whether the coordinator knows that all workers are, here
         self._finished = 0  # workers whose main has returned
         self._ended: set[int] = set()  # servers for which all workers are done or gone
         self._first = 0  # the worker that gives first values
-        self._leases = Leases(options.lease, transport.now())
+        self._leases = Leases(options.lease, -math.inf)
         leads = options.fault_tolerant and transport.rank == 0
         self._beat_s = self._leases.beat_s if leads else None
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
@@ -100,15 +103,15 @@ class Server:
         self._resuming = resuming
         self._warn = warn
         self._stopping = Stopping(preemption)
-        self._watchdog = watchdog
+        self._watchdog: Watchdog | None = None
         self._inspector: Inspector | None = None
-        if transport.rank == 0 and inspected is not None:
-            limits = options.stall, options.stall_abort
-            self._inspector = Inspector(
-                roles, run, self._outbox, *limits, inspected, transport.now()
-            )
         self._open = OpenSteps()
         self._layout: Layout | None = None
+
+    @property
+    def beat_s(self) -> float | None:
+        """A turn is wanted at least so often, message or not; None: with each message is enough."""
+        return self._beat_s
 
     @property
     def stopped(self) -> Stopped | None:
@@ -118,26 +121,59 @@ class Server:
         told = None if self._checkpoints is None else self._checkpoints.stopped
         return told or Stopped("the coordinator", 0, 0, None)
 
+    def watch(self, watchdog: Watchdog | None, processes: Sequence[Process | None] | None) -> None:
+        """Before ``serve``: what looks at this process, and, on the coordinator, at a run that
+        stands still; ``processes`` are those of all ranks."""
+        self._watchdog = watchdog
+        if self._transport.rank == 0 and processes is not None:
+            limits = self._options.stall, self._options.stall_abort
+            now_s = self._transport.now()
+            self._inspector = Inspector(
+                self._roles, self._run, self._outbox, *limits, processes, now_s
+            )
+
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
-        saving = self._checkpoints
         self._transport.connect([r for r in range(self._roles.size) if self._hears(r)])
-        while self._running or self._is_saving():
-            message = self._transport.receive(self._intake.place, self._patience_s)
+        while not self.is_over:
+            message = self._transport.receive(self.place, self._patience_s)
             if self._watchdog is not None:
                 self._watchdog.alive()
             if self._inspector is not None:
                 self._inspect(self._inspector, message)
-            if saving is not None:
-                self._advance_checkpoints(saving)
-                if reason := self._stopping.news():
-                    self._stop(saving, f"{reason} at rank {self._transport.rank}")
-            if self._beat_s is not None:
-                self._evict_silent(message)
-            if message is not None:
-                self._take(*message)
-        if self._options.fault_tolerant:
+            self.turn(message, self._transport.now(), self._stopping.news())
+        self.close()
+
+    def place(self, peer: int, header: Header) -> Buffer:
+        """Where the payload of a message is to be received."""
+        return self._intake.place(peer, header)
+
+    def turn(self, message: tuple[int, Header] | None, now_s: float, reason: str = "") -> None:
+        """Takes a message, if one has come; it is ``now_s``.
+
+        ``reason`` is why the run is to stop, if this rank was told so. What a server does and sends
+        follows from its turns and from what its writers say, and from nothing else: one that is
+        told the same does the same.
+        """
+        self._now_s = now_s
+        if self._checkpoints is not None:
+            self._advance_checkpoints(self._checkpoints)
+            if reason:
+                self._stop(self._checkpoints, f"{reason} at rank {self._transport.rank}")
+        if self._beat_s is not None:
+            self._evict_silent(message)
+        if message is not None:
+            self._take(*message)
+        if not self._running and not self._is_saving():
             self._end_together()
+
+    def forget_places(self) -> None:
+        """Payloads that have a place and have not been taken will come once more."""
+        self._intake.forget_places()
+
+    def close(self) -> None:
+        """All is over: raises ``ProtocolError`` where something was left undone."""
+        if self._options.fault_tolerant:
             for reply in [] if self._shard is None else self._shard.give_up():
                 self._reply(reply)
         self._sharing.close()
@@ -187,6 +223,9 @@ class Server:
 
     def _take(self, peer: int, header: Header) -> None:
         """A whole message of ``peer`` has come."""
+        if header.kind is Kind.LOST and self._is_done:
+            self._ended.add(peer)
+            return
         if header.kind is Kind.LOST:
             self._lose_rank(peer)
             return
@@ -210,26 +249,24 @@ class Server:
         return saving.busy
 
     def _end_together(self) -> None:
-        """Waits until all workers are done or gone for each server.
+        """All workers are done or gone here; ends when they are for each server.
 
         They do not learn of a loss at one time, and for those that go on, a server that ends is one
         that has died.
         """
         others = {rank for rank in self._roles.server_ranks if rank != self._transport.rank}
         done = Header(Kind.FINISH, run=self._run)
-        if self._transport.rank != 0:
-            others = {0}
-            self._outbox.post(0, done)
-        while not others <= self._ended:
-            message = self._transport.receive(self._intake.place)
-            assert message is not None, "without a timeout one comes"
-            if message[1].kind is Kind.LOST and self._transport.rank != 0:
-                self._ended.add(message[0])
-            else:
-                self._take(*message)
-        if self._transport.rank == 0:
-            for server in sorted(others):
+        if not self._options.fault_tolerant:
+            self.is_over = True
+        elif self._transport.rank == 0:
+            self.is_over = others <= self._ended
+            for server in sorted(others if self.is_over else ()):
                 self._outbox.post(server, done)
+        else:
+            if not self._is_done:
+                self._outbox.post(0, done)
+            self._is_done = True
+            self.is_over = 0 in self._ended
 
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
@@ -336,10 +373,9 @@ class Server:
         self, checkpoints: Checkpoints, shard: Shard, header: Header, payload: Any
     ) -> None:
         """What a message of a worker means for checkpoints, and what is due because of it."""
-        now = self._transport.now
-        for reply in checkpoints.see(shard, header, payload, now):
+        for reply in checkpoints.see(shard, header, payload, self._transport.now):
             self._reply(reply)
-        self._announce(checkpoints.announce(header, now()))
+        self._announce(checkpoints.announce(header, self._now_s))
 
     def _announce(self, cut: Announcement | None) -> None:
         if cut is None:
@@ -356,14 +392,14 @@ class Server:
             self._outbox.post(0, Header(Kind.STOP, run=self._run, nbytes=len(payload)), payload)
             return
         self._sink.log(f"asked to stop by {reason}")
-        self._announce(checkpoints.stop(reason, self._transport.now()))
+        self._announce(checkpoints.stop(reason, self._now_s))
 
     def _advance_checkpoints(self, checkpoints: Checkpoints) -> None:
         before = checkpoints.stopped
         reports, said = checkpoints.advance()
         if said is not None:
             self._sink.log(said)
-            self._announce(checkpoints.due(self._transport.now()))  # it may have waited for this
+            self._announce(checkpoints.due(self._now_s))  # it may have waited for this
         if checkpoints.stopped is not None and before is None:
             for worker in sorted(self._running):
                 header = Header(Kind.STOPPED, run=self._run, worker=worker)
@@ -415,12 +451,12 @@ class Server:
 
     def _evict_silent(self, message: tuple[int, Header] | None) -> None:
         """Shuts out workers that say nothing for longer than their lease."""
-        now = self._transport.now()
+        now_s = self._now_s
         if message is not None and not self._roles.is_server(message[0]):
             header = message[1]
             clock = header.clock if header.kind in PUSH_KINDS else 0
-            self._leases.heard(self._roles.worker_of(message[0]), clock, now)
-        for worker, silent_s in self._leases.over(self._running, now).items():
+            self._leases.heard(self._roles.worker_of(message[0]), clock, now_s)
+        for worker, silent_s in self._leases.over(self._running, now_s).items():
             rank = self._roles.rank_of(worker)
             self._outbox.tell(worker, Header(Kind.FENCED, run=self._run, worker=worker))
             self._lose_worker(

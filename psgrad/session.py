@@ -25,26 +25,25 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 from psgrad import errors, processes
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import ThreadWriter, Writer
-from psgrad.committing import Committing
 from psgrad.crash import describe, exit_status, say, warn
-from psgrad.cuts import CutPlan
 from psgrad.errors import ConfigError, Preempted, PsgradError, RankLostError
 from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
+from psgrad.placement import SPREAD, order
 from psgrad.preemption import DEFAULT, Preemption
 from psgrad.processes import Process
 from psgrad.record import Recorder
 from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
-from psgrad.saving import Checkpoints, ServerSaving
 from psgrad.schedules import Constant, Schedule
-from psgrad.server import Server
+from psgrad.serving import Serving
 from psgrad.shard import Shard
 from psgrad.transport import Transport
 from psgrad.transport.mpi import MpiTransport
+from psgrad.transport.rerouted import Rerouted
 from psgrad.version import __version__
 from psgrad.watchdog import Watchdog
 from psgrad.worker import Worker
@@ -61,6 +60,7 @@ def run(
     main: Callable[[Worker], T],
     *,
     servers: int = 1,
+    placement: str = SPREAD,
     staleness: int | None = 0,
     optimizer: Optimizer | None = None,
     schedule: Schedule | None = None,
@@ -78,6 +78,7 @@ def run(
     seed: int = 0,
     fault_tolerant: bool = False,
     lease: float = 30.0,
+    replicas: int = 0,
     checkpoint_dir: str = "",
     checkpoint_every: str = "",
     checkpoint_keep: int = 2,
@@ -95,6 +96,9 @@ def run(
     Every rank of ``comm`` (default COMM_WORLD; it is duplicated, not taken) calls it with the same
     arguments. Returns main's value on workers and None on servers, when all workers are done.
     MPI is started if it does not run yet, and is never finalised here.
+
+    ``placement`` says which ranks the ``servers`` are: ``"spread"``, one of each node in turn, or
+    ``"first"``, those that MPI numbers first.
 
     ``staleness`` is the bound s: 0 synchronous, a number bounded staleness, None asynchronous.
     In synchronous mode a step is one update with the mean of all gradients, weighted by samples;
@@ -115,7 +119,8 @@ def run(
 
     With ``fault_tolerant`` training goes on without workers that die, if MPI lets it (``psgrad run
     --elastic``), and without those that are silent for longer than ``lease`` seconds and ten of
-    their steps.
+    their steps. With ``replicas`` 1 each server has a replica on the rank of another one, so any
+    one server may die as well: no push that was answered is lost. It needs at least 2 servers.
 
     With ``checkpoint_every``, a number of steps such as ``"500"`` or of seconds such as ``"600s"``,
     the servers write checkpoints to ``checkpoint_dir`` while training goes on, of which the last
@@ -142,6 +147,7 @@ def run(
         return session.run(
             main,
             servers=servers,
+            placement=placement,
             staleness=staleness,
             optimizer=SGD() if optimizer is None else optimizer,
             schedule=Constant() if schedule is None else schedule,
@@ -159,6 +165,7 @@ def run(
             seed=seed,
             fault_tolerant=fault_tolerant,
             lease=lease,
+            replicas=replicas,
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
             checkpoint_keep=checkpoint_keep,
@@ -190,8 +197,9 @@ class Session:
         takes the line that says why this rank ends the job, ``warn`` what goes wrong and does not
         end it. ``writer`` makes what writes files beside the run. ``inspects``: whether somebody
         looks for a run that stands still; by default where ranks are real."""
-        self._real = transport is None  # whether this process is one rank, and signals are its own
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
+        # Whether this process is one rank, and its signals are its own.
+        self._real = isinstance(self.transport, MpiTransport)
         self._inspects = self._real if inspects is None else inspects
         self._shard = shard
         self._report = report
@@ -264,6 +272,19 @@ class Session:
         """Rank 0's ``text``, on every rank. Collective."""
         return self.transport.exchange(text.encode() if self.rank == 0 else b"")[0].decode()
 
+    def place(self, servers: int, placement: str) -> None:
+        """Orders the ranks so that the first ``servers`` are where ``placement`` wants servers.
+
+        Collective. ``rank`` may be another one then than MPI's; rank 0 stays what it is. Where a
+        transport was handed in that is not MPI's, its order stays.
+        """
+        if not isinstance(self.transport, MpiTransport) or servers == 1:
+            return
+        hosts = self.transport.exchange(self.transport.host.encode())
+        wanted = order([host.decode() for host in hosts], servers, placement)
+        if wanted != list(range(self.size)):
+            self.transport = self.transport.reordered(wanted)
+
     def run(
         self,
         main: Callable[[Worker], T],
@@ -282,21 +303,25 @@ class Session:
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
+        self.place(chosen.servers, chosen.placement)
         with (
             self._outside(chosen, ends_at) as preemption,
-            self._beside(chosen, stacks or sys.stderr) as watchdog,
+            self._beside(chosen, roles, stacks or sys.stderr) as watchdog,
         ):
             return self._run(main, chosen, roles, preemption, watchdog, sink or Silent(), recorder)
 
-    def _beside(self, options: Options, stacks: IO[str]) -> AbstractContextManager[Watchdog | None]:
-        """What looks at this process while it is not in psgrad."""
-        if not (self._real and options.stall):
+    def _beside(
+        self, options: Options, roles: Roles, stacks: IO[str]
+    ) -> AbstractContextManager[Watchdog | None]:
+        """What looks at this process while it is not in psgrad; not at servers with replicas."""
+        hosts = options.replicas and roles.is_server(self.rank)
+        if hosts or not (self._real and options.stall):
             return nullcontext()
         return Watchdog(options.stall, stacks)
 
     def _processes(self, options: Options) -> list[Process | None] | None:
         """Those of all ranks, where somebody wants to know. Collective."""
-        if not (self._inspects and options.stall):
+        if options.replicas or not (self._inspects and options.stall):
             return None
         mine = list(processes.myself()) if self._real else None
         blobs = self.transport.exchange(json.dumps(mine).encode())
@@ -309,8 +334,7 @@ class Session:
         """What may ask this rank to stop: a run without checkpoints ends by signals as ever."""
         if not (self._real and options.checkpoints.every):
             return nullcontext()
-        known = ends_at if self.rank == 0 else 0.0  # one rank is enough
-        return Preemption(options.stop_signals, known, options.walltime_margin)
+        return Preemption(options.stop_signals, ends_at, options.walltime_margin)
 
     def _run(
         self,
@@ -322,7 +346,7 @@ class Session:
         sink: Sink,
         recorder: Recorder | None,
     ) -> T | None:
-        resuming, checkpoints = self._checkpoints(chosen, roles)
+        resuming = self._resuming(chosen, roles)
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         hosts = self.transport.exchange(self.transport.host.encode())
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
@@ -335,7 +359,7 @@ class Session:
         value: T | None = None
         try:
             if roles.is_server(self.rank):
-                server = Server(
+                serving = Serving(
                     self.transport,
                     roles,
                     chosen,
@@ -343,18 +367,20 @@ class Session:
                     sink,
                     self._shard,
                     recorder,
-                    checkpoints,
                     resuming,
                     self._warn,
+                    self._writer,
                     preemption,
                     watchdog,
                     inspected,
                 )
-                server.serve()
-                stopped = server.stopped
+                stopped, speaks = serving.serve()
             else:
+                carrier: Transport = self.transport
+                if chosen.replicas:
+                    carrier = Rerouted(carrier, roles.servers)
                 worker = Worker(
-                    self.transport,
+                    carrier,
                     roles,
                     chosen,
                     run_id,
@@ -366,45 +392,32 @@ class Session:
                 )
                 value = _played(main, worker)
                 worker.finish()
-                stopped = worker.stopped
+                stopped, speaks = worker.stopped, False
         except BaseException as error:
             if chosen.fault_tolerant and self._is_own(error, roles):
                 self._end_worker(error, roles)
             self._end_job(error, roles)
         if stopped is not None:
             preempted = stopped.error
-            preempted.spokesman = self.rank == 0
-            if chosen.fault_tolerant and not preempted.spokesman:
+            preempted.spokesman = speaks
+            if chosen.fault_tolerant and not speaks:
                 # No MPI_Finalize holds ranks back, and the first that ends takes the others along.
                 self.transport.sleep(SPOKESMAN_S)
             raise preempted
         return value
 
-    def _checkpoints(
-        self, options: Options, roles: Roles
-    ) -> tuple[Resuming | None, Checkpoints | None]:
-        """The checkpoint to go on from, and, on servers, how new ones are made. Collective."""
+    def _resuming(self, options: Options, roles: Roles) -> Resuming | None:
+        """The checkpoint to go on from, if one is; tries the folder of new ones. Collective."""
         wanted = options.checkpoints
         found = self.agree(lambda: find(wanted) if self.rank == 0 else Found())
         path = self.first(found.path)
         for line in found.said:
             self._warn(line)
-        together = options.staleness == 0
         resuming = self.agree(lambda: open_checkpoint(path, options, roles) if path else None)
         store = Store(Path(wanted.folder), wanted.keep)
-        if not wanted.every:
-            return resuming, None
-        self.agree(lambda: store.prepare() if self.rank == 0 else None)
-        if not roles.is_server(self.rank):
-            return resuming, None
-        committing = None
-        if self.rank == 0:
-            number = 0 if resuming is None else resuming.number
-            plan = CutPlan(wanted.every, options.staleness, {}, number)
-            writer = self._writer()
-            committing = Committing(store, writer, plan, roles.servers, self._warn)
-        saving = ServerSaving(store, self._writer(), self.rank)
-        return resuming, Checkpoints(saving, committing, together)
+        if wanted.every:
+            self.agree(lambda: store.prepare() if self.rank == 0 else None)
+        return resuming
 
     def _load_kernels(self, hosts: Sequence[bytes]) -> None:
         """Before anything is timed, and first on one rank of each host: it may have to compile."""

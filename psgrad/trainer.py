@@ -56,6 +56,10 @@ class Tally:
         self.loss = keep * self.loss + (1 - keep) * loss
         self.accuracy = keep * self.accuracy + (1 - keep) * accuracy
 
+    def idle(self) -> None:
+        """The next push has no gradient: it is none of the steps."""
+        self._before -= 1
+
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Counts what several workers have counted; raises ``CheckpointError``."""
         steps, samples, pushes = (
@@ -190,17 +194,17 @@ class Trainer:
         snapshot: Snapshot | None = None
         for step, (epoch, micro_batches) in enumerate(steps, start=tally.steps + 1):
             began = worker.now()
-            loss, correct, samples = compute.gradient(self._data.dataset, micro_batches, hooks)
+            loss, accuracy, samples = compute.gradient(self._data.dataset, micro_batches, hooks)
             if self._pace is not None:
                 worker.sleep(self._pace.seconds(worker.rank, step))
             faults.apply(self._planted, worker, mpi_rank, worker.now() - began)
-            tally.add(samples, loss, correct / samples)  # before it: checkpoints are behind steps
+            tally.add(samples, loss, accuracy)  # before it: checkpoints are behind steps
             if overlap:
                 worker.step_async(weight=samples)
             else:
                 learner.step(weight=samples)
             self._sink.record(
-                "step", epoch=epoch + 1, step=step, loss=loss, accuracy=correct / samples,
+                "step", epoch=epoch + 1, step=step, samples=samples, loss=loss, accuracy=accuracy,
                 staleness=worker.staleness, learning_rate=learner.learning_rate,
             )  # fmt: skip
             # Worker 0 knows the others by the updates that its chunks have had.
@@ -284,6 +288,7 @@ class Trainer:
         for source, steps in pieces:
             if source == IDLE:
                 for _ in steps:
+                    self._tally.idle()
                     self._worker.step(weight=0.0)
 
     def _report(self, record: Mapping[str, Any]) -> None:

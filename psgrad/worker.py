@@ -56,6 +56,8 @@ class Worker:
         """This worker's index, 0 to size - 1; not the MPI rank."""
         self.size = roles.workers
         """How many workers there are."""
+        self.node_rank = roles.place_on_node(transport.rank)
+        """Its place among the workers of its node, from 0: the number of its GPU, for scripts."""
         self.comm = comm
         """A communicator of the workers only."""
         self.survivors = tuple(range(roles.workers))

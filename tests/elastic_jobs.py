@@ -14,7 +14,7 @@ from pathlib import Path
 from installed_mpi import environment
 
 from psgrad import jobs
-from psgrad.chaos.victims import Tail
+from psgrad.chaos.tails import Tail
 
 POLL_S = 0.005
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad.errors import ConfigError, unknown_name
-from psgrad.kernels import ACTIVATIONS, Array
+from psgrad.kernels import ACTIVATIONS, LAYER_NORM_EPS, Array
 
 xp = cupy
 device = "gpu"
@@ -36,6 +36,17 @@ def unavailable() -> str:
         return str(error)
 
 
+def pci_ids() -> tuple[str, ...]:
+    """The PCI ids of the GPUs that this process sees, by their numbers. Makes no CUDA context."""
+    runtime = cupy.cuda.runtime
+    return tuple(str(runtime.deviceGetPCIBusId(i)) for i in range(runtime.getDeviceCount()))
+
+
+def use(number: int) -> None:
+    """From now on this process works on the GPU ``number``."""
+    cupy.cuda.runtime.setDevice(number)
+
+
 def asarray(host: NDArray[Any]) -> Array:
     return cupy.asarray(host)
 
@@ -50,6 +61,10 @@ def copy_to_host(source: Array, out: NDArray[Any]) -> None:
 
 def synchronize() -> None:
     cupy.cuda.get_current_stream().synchronize()
+
+
+def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
+    return cupy.matmul(a, b, out=out)
 
 
 def bias_activation(z: Array, bias: Array, kind: str) -> Array:
@@ -87,6 +102,51 @@ def softmax_cross_entropy(logits: Array, labels: Array, scale: float) -> Array:
             logits.dtype.type(scale),
         )
     return stats.sum(axis=1)
+
+
+def embed(ids: Array, tokens: Array, positions: Array) -> Array:
+    return (tokens[ids] + positions).reshape(-1, tokens.shape[1])
+
+
+def embed_backward(grad: Array, ids: Array, tokens_grad: Array, positions_grad: Array) -> None:
+    positions_grad += grad.reshape(*ids.shape, -1).sum(axis=0)
+    # A product and not additions in the order of threads, which would not repeat.
+    onehot = ids.reshape(1, -1) == cupy.arange(len(tokens_grad))[:, None]  # [v, b * t]
+    tokens_grad += cupy.matmul(onehot.astype(grad.dtype), grad)
+
+
+def layer_norm(x: Array, gain: Array, bias: Array) -> tuple[Array, Array, Array]:
+    centred = x - x.mean(axis=1, keepdims=True)
+    inverse = 1.0 / cupy.sqrt((centred * centred).mean(axis=1, keepdims=True) + LAYER_NORM_EPS)
+    centred *= inverse
+    return centred * gain + bias, centred, inverse
+
+
+def layer_norm_backward(
+    grad: Array, centred: Array, inverse: Array, gain: Array, gain_grad: Array, bias_grad: Array
+) -> None:
+    bias_grad += grad.sum(axis=0)
+    gain_grad += (grad * centred).sum(axis=0)
+    grad *= gain
+    along = (grad * centred).mean(axis=1, keepdims=True)
+    grad -= grad.mean(axis=1, keepdims=True)
+    grad -= centred * along
+    grad *= inverse
+
+
+def causal_softmax(scores: Array, scale: float) -> None:
+    t = scores.shape[-1]
+    scores *= scale
+    scores += cupy.triu(cupy.full((t, t), -np.inf, scores.dtype), 1)
+    scores -= scores.max(axis=-1, keepdims=True)
+    cupy.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+
+
+def causal_softmax_backward(grad: Array, p: Array, scale: float) -> None:
+    grad -= (grad * p).sum(axis=-1, keepdims=True)
+    grad *= p
+    grad *= scale
 
 
 def _launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:

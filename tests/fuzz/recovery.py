@@ -139,8 +139,8 @@ def server(name: str, rank: int, saving: bool, **options: Any) -> Target:
         at = inputs[sample % len(inputs)]
         messages = [*script[:at], (script[at][0], data), *script[at + 1 :]]
         program = Server(Script(rank, messages, IDLE), ROLES, mine, RUN, Sink(),
-                         checkpoints=checkpoints(), warn=lambda _: None,
-                         inspected=[None] * 4)  # fmt: skip
+                         checkpoints=checkpoints(), warn=lambda _: None)  # fmt: skip
+        program.watch(None, [None] * 4)
         with suppress(EndOfScriptError), np.errstate(all="ignore"):
             program.serve()
 
