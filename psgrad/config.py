@@ -119,6 +119,8 @@ class Config:
     walltime_margin: float = _key(
         0.0, "seconds before the job's end to stop behind a checkpoint; 0: never", least=0
     )
+    stall: float = _key(60.0, "seconds without movement until a report comes; 0: never", least=0)
+    stall_abort: float = _key(0.0, "seconds without movement that end a run; 0: never", least=0)
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     metrics: str = _key("first", "whose steps are kept: first (worker 0), all", among=METRICS)
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)

@@ -24,7 +24,7 @@ from psgrad.kernels import load as load_kernels
 from psgrad.metrics import Journal
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
-from psgrad.options import check_chunk_bytes, check_replicas
+from psgrad.options import check_chunk_bytes, check_replicas, check_stall
 from psgrad.outer import OUTER
 from psgrad.pace import Pace
 from psgrad.placement import Seat, bind_gpus
@@ -62,6 +62,7 @@ def configure(sources: list[Source]) -> Config:
     Every.parse(config.checkpoint_every)
     loss_scale.parse(config.loss_scale, config.precision)
     preemption.check(config.stop_signals)
+    check_stall(config.stall, config.stall_abort)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
     check_replicas(config.replicas, config.servers, config.fault_tolerant, config.shared_memory)
@@ -174,6 +175,9 @@ def train_in(
             aggregate=config.aggregate,
             stop_signals=config.stop_signals,
             walltime_margin=config.walltime_margin,
+            stall=config.stall,
+            stall_abort=config.stall_abort,
+            stacks=journal.file,
             ends_at=ends_at,
             sink=journal,
             recorder=recorder,
