@@ -218,6 +218,10 @@ class Session:
         elif issubclass(kind, Preempted):
             self.transport.close(kind.exit_status)
 
+    def hush(self) -> None:
+        """From now on only what ends the job is said, not what goes wrong beside it."""
+        self._warn = _nothing
+
     @property
     def rank(self) -> int:
         """This rank, 0 to size - 1."""
@@ -454,6 +458,10 @@ class Session:
         status = exit_status(error)
         self.transport.abort(status)
         raise SystemExit(status)
+
+
+def _nothing(_text: str) -> None:
+    """Says nothing."""
 
 
 def _played(main: Callable[[Worker], T], worker: Worker) -> T | None:
