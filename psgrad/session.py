@@ -356,7 +356,8 @@ class Session:
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
         if chosen.compression.push or chosen.compression.pull:
             self._load_kernels(hosts)
-        inspected = self._processes(chosen)
+        # A recorded run has to be one that a replay can repeat: nobody asks ranks in between.
+        inspected = None if recorder is not None else self._processes(chosen)
         comm = self.transport.subgroup(list(roles.worker_ranks))
         if chosen.fault_tolerant:
             self.transport.tolerate()
