@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from psgrad import faults, runfolder, summary
+from psgrad import faults, loss_scale, runfolder, summary
 from psgrad.compute import Compute, WorkerData
 from psgrad.config import Config
 from psgrad.crash import FORWARD_S
@@ -55,6 +55,7 @@ class Trainer:
         self._progress = progress
         self._pace = pace
         self._show = show
+        self._scale = loss_scale.parse(config.loss_scale, config.precision)
         self._cursors: list[Any] = []  # of the checkpoint that this run goes on from
         self._ledger: Ledger | None = None
         self._batches = Batches(
@@ -75,7 +76,7 @@ class Trainer:
         learner = self._learner()
         self._resume(learner)
         before = self._tally.samples
-        compute = Compute(model, learner, self._kernels)
+        compute = Compute(model, learner, self._kernels, config.precision, self._scale)
         if worker.rank == 0:
             self._show(summary.opening(config, worker, self._folder))
         start = worker.now()
@@ -138,6 +139,9 @@ class Trainer:
             if self._pace is not None:
                 worker.sleep(self._pace.seconds(worker.rank, step))
             faults.apply(self._planted, worker, mpi_rank, worker.now() - began)
+            used = {} if self._scale is None else {"loss_scale": self._scale.value}
+            if self._scale is not None:  # before the step, as the tally
+                self._scale.observe(learner.grads.values())
             tally.add(samples, loss, accuracy)  # before it: checkpoints are behind steps
             if overlap:
                 worker.step_async(weight=samples)
@@ -146,7 +150,7 @@ class Trainer:
             self._sink.record(
                 "step", epoch=epoch + 1, step=step, samples=samples, loss=loss,
                 accuracy=accuracy, staleness=worker.staleness,
-                learning_rate=learner.learning_rate,
+                learning_rate=learner.learning_rate, **used,
             )  # fmt: skip
             # Worker 0 knows the others by the updates that its chunks have had.
             pushes = worker.updates * (worker.size if config.bound == 0 else 1)
@@ -175,6 +179,8 @@ class Trainer:
                 self._tally.merge([state["tally"] for state in states if "tally" in state])
         worker.keep("tally", self._tally)
         worker.keep("batches", self._batches)
+        if self._scale is not None:
+            worker.keep("loss_scale", self._scale)
         if isinstance(learner, LocalSteps):
             worker.keep("local", learner)
 

@@ -35,7 +35,7 @@ HOUSE = (
     Row(1, "control record"),
     Row(1, "arrays config pace"),
     Row(2, "aggregate codecs consistency cuts data guard models optimizers schedules"),
-    Row(2, "checkpointing commits outer update"),
+    Row(2, "checkpointing commits loss_scale outer update"),
     Row(2, "aggregator"),
     Row(2.5, "transport", sees=1),  # stands beside the floors
     Row(3, "checkpoint coordinator leases numbering options references worker_state"),
