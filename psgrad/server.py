@@ -196,9 +196,12 @@ class Server:
 
     def _inspect(self, inspector: Inspector, message: tuple[int, Header] | None) -> None:
         """On the coordinator: looks whether anything moves, and says what stands still."""
-        now, running = self._transport.now(), sorted(self._running)
+        now = self._transport.now()
         if message is not None:
             inspector.heard(*message, now)
+        if not inspector.is_quiet(now):
+            return
+        running = sorted(self._running)
         if not inspector.is_due(now, running) and not inspector.is_over(now):
             return
         assert self._coordinator is not None, "only it has an inspector"
