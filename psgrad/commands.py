@@ -45,6 +45,20 @@ def checkpoint(argv: Sequence[str]) -> int:
     return checkpoint_commands.checkpoint(argv)
 
 
+def doctor(argv: Sequence[str]) -> int:
+    """``psgrad doctor``."""
+    from psgrad import doctor_command
+
+    return doctor_command.doctor(argv, os.environ)
+
+
+def slurm(argv: Sequence[str]) -> int:
+    """``psgrad slurm``."""
+    from psgrad.slurm import command
+
+    return command.slurm(argv, os.environ)
+
+
 def replay(argv: Sequence[str]) -> int:
     """Repeats a recorded run in this process, with as many BLAS threads as its ranks had."""
     parser = Parser(
@@ -261,8 +275,10 @@ COMMANDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str]], int]]]] = Mapp
     {
         "codecs": ("list the codecs", codecs),
         "bench": ("measure: codecs, steps, latency, memory", bench),
+        "doctor": ("what is wrong with ranks, nodes and links, and what mends it", doctor),
         "checkpoint": ("list, verify and convert checkpoints", checkpoint),
         "chaos": ("kill ranks of small real runs, and judge what comes of it", chaos),
+        "slurm": ("batch scripts: init writes one for a cluster, check finds mistakes", slurm),
         "simulate": ("how it will scale; seeded schedules in the simulator", simulate),
     }
 )

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from psgrad.errors import ConfigError, unknown_name
+from psgrad.kernels import PRECISIONS
 from psgrad.layout import SegmentOptions
+from psgrad.placement import PLACEMENTS, SPREAD
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -71,6 +73,9 @@ class Config:
     mode: str = _key("ssp", "sync, ssp (bounded staleness) or async", among=MODES)
     staleness: int | None = _key(None, "staleness bound of ssp (3)", least=0)
     servers: int = _key(1, "server ranks", least=1)
+    placement: str = _key(
+        SPREAD, "server ranks: spread over the nodes, or the first ones", among=PLACEMENTS
+    )
     epochs: int = _key(20, "passes over the training data", least=1)
     batch_size: int = _key(32, "samples in a (micro-)batch of one worker", least=1)
     accumulate: int = _key(1, "micro-batches in one step", least=1)
@@ -89,6 +94,11 @@ class Config:
     aggregate: str = _key("mean", "what of a synchronous round is applied, such as median")
     seed: int = _key(1, "of parameters, data split and batches", least=0)
     device: str = _key("auto", "auto, cpu or gpu", among=("auto", "cpu", "gpu"))
+    gpu_share: bool = _key(False, "several workers may have one GPU")
+    precision: str = _key(
+        "float32", "of the factors of matrix products in gradients", among=PRECISIONS
+    )
+    loss_scale: str = _key("auto", "by what losses are multiplied, such as dynamic:first=1024")
     chunk_bytes: int = _key(0, "bytes of a chunk; 0: the default grid", least=0)
     window: int = _key(8, "unanswered chunks of a worker at one server", least=1)
     reference_bytes: int = _key(4 << 30, "most bytes of pull references on one server", least=0)
@@ -98,10 +108,19 @@ class Config:
     server_threads: int = _key(0, "threads of a server's arithmetic; 0: by its cores", least=0)
     fault_tolerant: bool = _key(False, "go on without workers that die")
     lease: float = _key(30.0, "seconds of silence after which a worker counts as dead", above=0)
+    replicas: int = _key(
+        0, "copies of each server, on another one: 0 or 1; then one may die", least=0
+    )
     checkpoint_every: str = _key("", "a checkpoint every so many steps (500) or seconds (600s)")
     checkpoint_dir: str = _key("", "where checkpoints are; empty: RUN_DIR/checkpoints")
     checkpoint_keep: int = _key(2, "how many checkpoints stay", least=1)
     resume: str = _key("", "go on from a checkpoint: auto (the newest, if there is one), a folder")
+    stop_signals: tuple[str, ...] = _key(("USR1",), "signals that end a run behind a checkpoint")
+    walltime_margin: float = _key(
+        0.0, "seconds before the job's end to stop behind a checkpoint; 0: never", least=0
+    )
+    stall: float = _key(60.0, "seconds without movement until a report comes; 0: never", least=0)
+    stall_abort: float = _key(0.0, "seconds without movement that end a run; 0: never", least=0)
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     metrics: str = _key("first", "whose steps are kept: first (worker 0), all", among=METRICS)
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from psgrad import leftovers
+from psgrad import leftovers, scattered
 from psgrad.causes import Causes
 from psgrad.errors import CAUSE, LaunchError
 from psgrad.frozen import Frozen
 from psgrad.launch import Plan
+from psgrad.preemption import MARK
 from psgrad.starting import Starting
 from psgrad.stops import Stops
 
@@ -53,28 +54,55 @@ class Child:
 
     strangers: frozenset[int]  # children of ours that are no part of it
     stops: Sequence[int]  # signals that have come: the first is passed on, the second kills
+    stoppable: bool = False  # its ranks will take SIGUSR1, though they may not be there yet
     process: subprocess.Popen[bytes] | None = None
     frozen: Frozen | None = None  # where ranks may be stopped, and left behind
+    scattered: Sequence[str] = ()  # the command, where its ranks are not below mpiexec
     starting: Starting | None = None  # where mpiexec does not end the job of one that has died
     cause: bytes = b""  # why its ranks were killed by us
     _kill_at: float | None = None
+    _asked: bool = False
 
     def obey(self) -> None:
-        """Does what the last signal asks for, as soon as there is a process to do it to."""
+        """Does what the last signal asks for, as soon as there is a process to do it to.
+
+        SIGUSR1 asks for a stop and never kills, however often it comes: batch systems repeat it.
+        """
         if self.process is None or not self.stops:
             return
-        if len(self.stops) == 1:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGTERM)
-        elif len(self.stops) == 2:
+        hard = [signum for signum in self.stops if signum != signal.SIGUSR1]
+        if len(hard) <= 1:
+            self._ask(self.process)
+        elif len(hard) == 2:
             # Without its ranks mpiexec ends by itself, and removes its files.
             self._kill_at = time.monotonic() + TIDY_S
             kill(self._family() - {self.process.pid})
         else:
             kill(self._family())
 
+    def _ask(self, process: subprocess.Popen[bytes]) -> None:
+        """Has ranks that can stop behind a checkpoint; of others mpiexec is to end."""
+        if self._asked:
+            return
+        self._asked = True  # the next signal may come while this one is dealt with
+        there = self._family() - {process.pid}
+        if self.scattered:
+            there |= scattered.ranks(self.scattered)
+        if ranks := [pid for pid in there if stops_behind_checkpoint(pid)]:
+            for pid in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
+            write(b"psgrad: stopping behind a checkpoint; a second signal aborts\n")
+        elif self.stoppable:
+            self._asked = False  # they are not up yet
+        else:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
     def tick(self) -> None:
         """Kills what was given time to end and did not, and what nobody will wake."""
+        if self.stops and self.process is not None:
+            self._ask(self.process)
         if self._kill_at is not None and time.monotonic() > self._kill_at:
             kill(self._family())
         if self.frozen is not None and self.process is not None and self.frozen.is_due:
@@ -135,14 +163,18 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     begin with ``errors.CAUSE``: the first of them is the cause that is returned, and the others are
     dropped. Where there is none and the status is not 0, a line of ours says so.
 
-    SIGINT, SIGTERM and SIGHUP (unless ignored) are passed on once, as SIGTERM; a second one kills.
-    The status is then 128 + n of the first, unless the command ended well or asks to be started
-    again (75). If this process is killed, mpiexec ends its ranks. Call it from the main thread.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 (unless ignored) are passed on once: as SIGUSR1 to ranks
+    that take it, which stop behind a checkpoint and end with 75, otherwise as SIGTERM to mpiexec. A
+    second one kills, if it is not SIGUSR1. The status is then 128 + n of the first, unless the
+    command ended well or asks to be started again (75). If this process is killed, mpiexec ends its
+    ranks. Call it from the main thread.
 
     What an MPI leaves of its shared memory and its session (:mod:`psgrad.leftovers`) is removed.
     """
     there = leftovers.segments()
-    child = Child(frozenset(_children().get(os.getpid(), ())), stops.signums)
+    strangers = frozenset(_children().get(os.getpid(), ()))
+    child = Child(strangers, stops.signums, plan.stoppable)
+    child.scattered = plan.argv if plan.scattered else ()
     if plan.elastic:
         child.frozen, child.starting = Frozen(), Starting(plan.ranks)
     causes = Causes()
@@ -270,6 +302,16 @@ def _children() -> dict[int, list[int]]:
                 fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
                 tree.setdefault(int(fields[1]), []).append(int(entry.name))
     return tree
+
+
+def stops_behind_checkpoint(pid: int) -> bool:
+    """Whether a process is a rank that SIGUSR1 makes do that (``preemption.MARK``)."""
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed meanwhile
+                if os.readlink(entry.path).startswith(f"/memfd:{MARK} "):
+                    return True
+    return False
 
 
 def kill(pids: Iterable[int]) -> None:

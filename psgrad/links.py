@@ -8,28 +8,48 @@ canonical order, so a window smaller than a step cannot deadlock a round.
 from __future__ import annotations
 
 import math
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
+from psgrad import control
 from psgrad.codecs import DIFFERENCES
 from psgrad.codecs.base import Bytes, Codec, add_into, write_into
 from psgrad.codecs.wire import seal
 from psgrad.cuts import Announcement, Markers
 from psgrad.errors import FencedError, ProtocolError, RankLostError
 from psgrad.layout import Float32
-from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind, Verdict
+from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind, Verdict, encode_json
 from psgrad.numbering import Numbering
+from psgrad.preemption import WATCH_S, Preemption
 from psgrad.record import Recorder
 from psgrad.roles import Roles
 from psgrad.transport import Buffer, Transport
+from psgrad.watchdog import Watchdog
 
 TIMED_NBYTES: Final = 64 << 10  # a pull of less is latency
-CARRYING: Final = frozenset({Kind.REGISTERED, Kind.PARAMS, Kind.MET, Kind.STATS_ARE, Kind.SHARED})
+CARRYING: Final = frozenset(
+    {Kind.REGISTERED, Kind.PARAMS, Kind.MET, Kind.STATS_ARE, Kind.SHARED, Kind.STOPPED}
+)
 """What servers send with a payload."""
+
+
+WORDS: Final = MappingProxyType(
+    {
+        Kind.REGISTERED: "waits until all workers have registered their parameters",
+        Kind.SHARED: "waits until a server has taken its memory over",
+        Kind.MET: "waits for other workers at mean() or barrier()",
+        Kind.STATS_ARE: "waits for the servers' counters",
+        Kind.LEFT: "waits until the servers know that it pushes no more",
+        Kind.STOPPED: "waits until the last checkpoint is safe",
+    }
+)
+"""What a worker is doing that waits for such a message."""
 
 
 @dataclass
@@ -54,6 +74,14 @@ class ServerLinks:
         recorder: Recorder | None = None,
         markers: Markers | None = None,
     ) -> None:
+        self.stopped: control.Stopped | None = None
+        """Why the run has stopped, once the coordinator says so."""
+        self.awaiting: Kind | None = None
+        """The control message that this worker waits for."""
+        self.watchdog: Watchdog | None = None
+        """Writes the stack of a process down that is elsewhere for too long."""
+        self.preemption: Preemption | None = None
+        """What this rank is told from outside."""
         self.beat_s: float | None = None
         """How often the coordinator is to hear of a worker that waits; None: never."""
         self.answered = Answered()
@@ -75,6 +103,7 @@ class ServerLinks:
         self._window = window  # chunks that may be unanswered at one server
         self._pull = pull  # what encoded parameters are to be opened with
         self._unanswered = dict.fromkeys(self._servers, 0)
+        self._requested: dict[int, Header] = {}  # the last one of each server
         self._expected: set[int] = set()  # chunks whose parameters come without a request
         # Memory of payloads under way that is not the parameters' own, oldest first.
         self._placed: dict[int, deque[Bytes]] = {rank: deque() for rank in self._servers}
@@ -86,6 +115,8 @@ class ServerLinks:
         self._parting: set[int] | None = None  # servers that do not know yet that this worker ends
         self._recorder = recorder
         self._numbering = Numbering()
+        self._asked = False  # whether the coordinator was asked to stop the run
+        self._silent_s = 0.0  # how long it has heard nothing, while this worker waits
         self._held: dict[int, int] = {}  # chunk -> version of the reference that lies in its memory
         transport.connect(self._servers)
 
@@ -106,13 +137,13 @@ class ServerLinks:
         while give is not None and self._wanted:
             give(self._wanted.pop())
 
-    def part(self) -> None:
+    def part(self, flags: int = 0) -> None:
         """Tells every server that this worker's main has returned, and waits until they know.
 
         One that is gone need not know.
         """
         self._parting = set(self._servers)
-        self.tell_all(Header(Kind.FINISH))
+        self.tell_all(Header(Kind.FINISH, flags=flags))
         while self._parting:
             self._take_one()
 
@@ -121,6 +152,7 @@ class ServerLinks:
         while not self.has_room(server):
             self._take_one()
         self._unanswered[server] += 1
+        self._requested[server] = header
         if header.chunk in self._held and header.kind in (Kind.PULL, Kind.STEP):
             flags = header.flags | Flag.HELD
             header = header._replace(version=self._held[header.chunk], flags=flags)
@@ -201,23 +233,66 @@ class ServerLinks:
 
     def await_control(self, kind: Kind) -> tuple[Header, bytes]:
         """Waits for the next control message, which must be of ``kind``."""
+        self.awaiting = kind
         while not self._inbox:
             self._take_one()
+        self.awaiting = None
         header, payload = self._inbox.popleft()
         if header.kind is not kind:
             raise ProtocolError(f"expected {kind.name}, got {header.kind.name}")
         return header, payload
 
+    def await_left(self) -> None:
+        """Waits until all servers have said that this worker has left; drops what else they say."""
+        self.awaiting = Kind.LEFT
+        for _ in self._servers:
+            while not self._inbox or self._inbox.popleft()[0].kind is not Kind.LEFT:
+                self._take_one()
+
+    @property
+    def doing(self) -> str:
+        """What this worker is doing, as far as its links know."""
+        if self.awaiting is not None:
+            return WORDS[self.awaiting]
+        counts = {server: n for server, n in self._unanswered.items() if n}
+        if counts:
+            what = [
+                f"{n} of server {server}, the last is chunk {self._requested[server].chunk} at "
+                f"clock {self._requested[server].clock}"
+                for server, n in counts.items()
+            ]
+            return f"waits for answers about chunks: {'; '.join(what)}"
+        if self._expected:
+            return f"waits for the parameters of {len(self._expected)} chunks"
+        return "computes, or waits for something else"
+
+    def look_outside(self) -> None:
+        """This worker is in psgrad: tells the coordinator where it was asked to stop."""
+        if self.watchdog is not None:
+            self.watchdog.alive()
+        if self.preemption is not None and self.preemption.reason:
+            self.ask_to_stop(f"{self.preemption.reason} at rank {self._transport.rank}")
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Asks the coordinator, once, to stop the run."""
+        if not self._asked:
+            self._asked = True
+            self.tell(0, Header(Kind.STOP), encode_json({"reason": reason}))
+
     def _take_one(self, timeout: float | None = None) -> bool:
         """Takes a message; False where none came within ``timeout`` seconds."""
-        beat_s = self.beat_s if timeout is None else timeout
-        message = self._transport.receive(self._place, beat_s)
+        patience_s = self._patience_s if timeout is None else timeout
+        message = self._transport.receive(self._place, patience_s)
         while message is None:
             if timeout is not None:
                 return False
-            self.tell(0, Header(Kind.ALIVE))  # who waits is not dead
-            message = self._transport.receive(self._place, beat_s)
+            self._look_up(patience_s or 0.0)
+            message = self._transport.receive(self._place, patience_s)
         server, header = message
+        if header.kind is Kind.MOVED:
+            self._placed[server].clear()
+            self._numbering.forget_seen(server)
+            return True
         if header.kind is Kind.LOST and self._parting is not None:
             self._parting.discard(server)
             return True
@@ -255,7 +330,14 @@ class ServerLinks:
             self._wanted.append(header.chunk)
             self.give_first_values(self._first_values)
         elif header.kind is Kind.CUT:
-            self.markers.announced = Announcement(header.sequence, header.clock)
+            last = bool(header.flags & Flag.LAST)
+            self.markers.announced = Announcement(header.sequence, header.clock, last)
+        elif header.kind is Kind.ASK:
+            stack = traceback.format_stack()
+            said = {"doing": self.doing, "stack": stack[:-1], "view": None}
+            self.tell(0, Header(Kind.DOING, sequence=self._transport.rank), encode_json(said))
+        elif header.kind is Kind.STOPPED:
+            self.stopped = control.stopped(self._placed[server].popleft())
         elif header.kind is Kind.RECEIVED:
             self._count_answer(server, header)
             self.is_sound &= header.verdict is not Verdict.SKIPPED
@@ -272,6 +354,21 @@ class ServerLinks:
             payload = self._placed[server].popleft().tobytes() if header.nbytes else b""
             self._inbox.append((header, payload))
         return True
+
+    @property
+    def _patience_s(self) -> float | None:
+        """How long this worker waits for a message before it looks up."""
+        if self.preemption is None:
+            return self.beat_s
+        return WATCH_S if self.beat_s is None else min(WATCH_S, self.beat_s)
+
+    def _look_up(self, waited_s: float) -> None:
+        """Nothing has come for a while: what is to be done meanwhile."""
+        self.look_outside()
+        self._silent_s += waited_s
+        if self.beat_s is not None and self._silent_s >= self.beat_s:
+            self._silent_s = 0.0
+            self.tell(0, Header(Kind.ALIVE))  # who waits is not dead
 
     def _count_answer(self, server: int, header: Header) -> None:
         if not self._unanswered[server]:

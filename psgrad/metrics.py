@@ -64,6 +64,11 @@ class Journal:
         """Appends to the rank's log, with the seconds since the start."""
         self._log.write(f"{self._now() - self._start:10.3f} {text}\n")
 
+    @property
+    def file(self) -> TextIOWrapper:
+        """The rank's log, for what writes there by itself."""
+        return self._log
+
     def close(self) -> None:
         """Closes the files."""
         self._log.close()

@@ -11,7 +11,7 @@ After every message is checked what must hold (``invariants``), and at the end
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,16 +77,20 @@ def _run_with_losses(scenario: Scenario, shard: type[Shard], trace: Sink | None)
     with _folder() as made:
         folder = Path(made) if scenario.checkpoints else None
         played = play(scenario, shard, trace=trace, checkpoints=folder)
-        compared = survival.check(scenario, played.books, played.ends, played.warnings)
+        compared = survival.check(
+            scenario, played.books, played.ends, played.warnings, played.servers_died
+        )
+        if played.servers_died and scenario.bound == 0 and not scenario.loses_workers:
+            undisturbed = play(scenario.calm, shard).told[0]
+            if undisturbed.params.tobytes() != played.told[0].params.tobytes():
+                raise InvariantError("a run with a dead server ends with other parameters")
+            compared.append("undisturbed")
         paths = [] if folder is None else found(folder)
         for path in paths:
             Checkpoint.open(path)
         if folder is not None and paths:
             path = paths[scenario.chosen(len(paths))]
-            calm = replace(
-                scenario.resumed(), deaths=(), death_s=0.0, lease_s=0.0, freeze=0, split=0
-            )
-            going_on = play(calm, shard, checkpoints=folder / "1", resume=path)
+            going_on = play(scenario.resumed().calm, shard, checkpoints=folder / "1", resume=path)
             if len({told.params.tobytes() for told in going_on.told}) > 1:
                 raise InvariantError(f"workers that go on from {path.name} end differently")
             compared.append("resumed after losses")

@@ -74,6 +74,7 @@ def run_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {keyword: getattr(arguments, keyword, None) for keyword, *_ in RUN_OPTIONS.values()}
     run = {
         "staleness": bound,
+        "placement": "first",  # measurements know ranks by the number that MPI gives them
         "optimizer": OPTIMIZERS[arguments.optimizer](),
         **{keyword: value for keyword, value in given.items() if value is not None},
     }

@@ -35,6 +35,7 @@ PACES: Final = (
 CHECKPOINTS: Final = ("1", "2", "3", "0.002s", "0.01s")
 LEARNING_RATE: Final = 0.05
 LOSSES: Final = 1 << 64  # what is drawn of deaths has a stream of its own
+REPLICAS: Final = 1 << 66  # and so has what is drawn of replicas
 SPLITS: Final = 1 << 65  # and so has what is drawn of splits
 LEASE_S: Final = 0.5
 
@@ -52,7 +53,8 @@ class Scenario:
     Workers may die: each of ``deaths`` is a number of transport calls after which one does, and at
     ``death_s`` seconds up to two more die at once. With ``lease_s`` above 0, one worker is frozen
     in its step ``freeze``, for far longer, and another one has a long step there in which it says
-    that it is alive.
+    that it is alive. With ``replicas``, servers have them, and one server dies after
+    ``server_death`` calls, where that is not 0.
 
     ``split`` are machines, as bits, that at ``split_s`` lose the others for ``split_for_s``
     seconds. With ``lease_s`` above 0, workers behind it may be shut out, though they live.
@@ -92,6 +94,8 @@ class Scenario:
     death_s: float = 0.0
     lease_s: float = 0.0
     freeze: int = 0
+    replicas: int = 0
+    server_death: int = 0
     split: int = 0
     split_s: float = 0.0
     split_for_s: float = 0.0
@@ -137,7 +141,8 @@ class Scenario:
             then_servers=draw.among((0, 0, 1, 2, 3)),
         )
         scenario = replace(scenario, **_losses(scenario))
-        return replace(scenario, **_split(scenario))
+        scenario = replace(scenario, **_split(scenario))
+        return replace(scenario, **_replicas(scenario))
 
     def feedbacks(self) -> tuple[str, ...]:
         """What may be done with what the codec does not send."""
@@ -179,8 +184,24 @@ class Scenario:
 
     @property
     def has_losses(self) -> bool:
+        """Whether ranks may die or are shut out."""
+        return self.loses_workers or self.replicas > 0
+
+    @property
+    def loses_workers(self) -> bool:
         """Whether workers may die or are shut out."""
         return bool(self.deaths or self.death_s or self.lease_s)
+
+    @property
+    def victim(self) -> int:
+        """The server that dies, if one does."""
+        return self._number("victim", 0, 0) % self.servers
+
+    @property
+    def calm(self) -> Scenario:
+        """The same without anything that goes wrong with ranks."""
+        whole = replace(self, replicas=0, server_death=0, split=0)
+        return replace(whole, deaths=(), death_s=0.0, lease_s=0.0, freeze=0)
 
     @property
     def network(self) -> Network:
@@ -292,6 +313,18 @@ def _losses(scenario: Scenario) -> dict[str, Any]:
         "death_s": draw.among(range(1, 200)) * 1e-3 if at_once else 0.0,
         "lease_s": LEASE_S if frozen else 0.0,
         "freeze": draw.among((1, 2, 3)) if frozen else 0,
+    }
+
+
+def _replicas(scenario: Scenario) -> dict[str, Any]:
+    """Fields that say whether servers have replicas, and when one of them dies."""
+    draw = _Draw(REPLICAS | scenario.seed)
+    if scenario.servers == 1 or scenario.feedback == "ef21" or draw.among((1, 0)):
+        return {}
+    calls = draw.among((20, 100, 400, 1500))
+    return {
+        "replicas": 1,
+        "server_death": draw.among((0, 1, 1, 1)) * (1 + draw.among(range(calls))),
     }
 
 

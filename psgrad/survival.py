@@ -6,6 +6,7 @@ for itself
 - that no push was applied twice, and of each worker its first ones without a gap;
 - that all pushes of the workers that live were applied, and of those that died, all that had been
   answered;
+- where servers have replicas, that these have applied the same, in the same order;
 - in sync mode, that each round was closed with the same workers on all chunks;
 - with plain SGD and float32, that the parameters at the end are the initial ones less the rate
   times the sum of what was applied: nothing else, and nothing of it half.
@@ -71,6 +72,8 @@ def kills(scenario: Scenario) -> list[Kill]:
     """The deaths of a scenario, for its simulation."""
     fates, servers = Fates.of(scenario), scenario.servers
     by_call = [Kill(servers + w, call=n, tolerated=True) for w, n in fates.die.items()]
+    if scenario.server_death:
+        by_call.append(Kill(scenario.victim, call=scenario.server_death, tolerated=True))
     at_s = scenario.death_s
     return by_call + [Kill(servers + w, at_s=at_s, tolerated=True) for w in fates.die_at_once]
 
@@ -86,8 +89,28 @@ class Books:
     answered: dict[int, int] = field(default_factory=dict)  # worker -> clock of its last answer
     left: dict[int, int] = field(default_factory=dict)  # worker -> its last clock, all of it
     woken: set[int] = field(default_factory=set)  # workers that were frozen
-    applied: dict[int, list[Applied]] = field(default_factory=lambda: defaultdict(list))
+    copies: dict[int, dict[Shard, list[Applied]]] = field(default_factory=lambda: defaultdict(dict))
+    """By chunk and by shard: where servers have replicas, two shards have a chunk."""
     chunks: dict[int, Chunk] = field(default_factory=dict)
+
+    def of(self, chunk: int, shard: Shard) -> list[Applied]:
+        """What this shard has applied to a chunk; to be added to."""
+        return self.copies[chunk].setdefault(shard, [])
+
+    @property
+    def applied(self) -> dict[int, list[Applied]]:
+        """By chunk; what a server that died has applied, its replica has."""
+        return {chunk: max(copies.values(), key=len) for chunk, copies in self.copies.items()}
+
+    def check_copies(self, servers_died: int) -> None:
+        """Raises ``InvariantError`` where two shards have applied something else to a chunk."""
+        for chunk, copies in self.copies.items():
+            longest = max(copies.values(), key=len)
+            for copy in copies.values():
+                if copy != longest[: len(copy)]:
+                    raise InvariantError(f"chunk {chunk} and its replica have applied other pushes")
+            if sum(len(copy) < len(longest) for copy in copies.values()) > servers_died:
+                raise InvariantError(f"the replica of chunk {chunk} has not applied all pushes")
 
 
 class Booking(Shard):
@@ -98,7 +121,7 @@ class Booking(Shard):
     def _apply(self, state: ChunkState, pushes: Sequence[Push], position: float) -> None:
         self.books.chunks[state.chunk.index] = state.chunk
         applied = tuple((push.header.worker, push.header.clock) for push in pushes)
-        self.books.applied[state.chunk.index].append(applied)
+        self.books.of(state.chunk.index, self).append(applied)
         super()._apply(state, pushes, position)
 
 
@@ -108,7 +131,11 @@ def booked(shard: type[Shard], books: Books) -> type[Shard]:
 
 
 def check(
-    scenario: Scenario, books: Books, ends: Mapping[int, Float32], warnings: Sequence[str]
+    scenario: Scenario,
+    books: Books,
+    ends: Mapping[int, Float32],
+    warnings: Sequence[str],
+    servers_died: int = 0,
 ) -> list[str]:
     """What was compared; ``ends`` are the parameters of each worker that has come to the end.
 
@@ -129,6 +156,9 @@ def check(
         if params.tobytes() != ends[first].tobytes():
             raise InvariantError(f"workers {worker} and {first} end with different parameters")
     compared = ["survivors"]
+    if scenario.replicas:
+        books.check_copies(servers_died)
+        compared += ["replicas", "failover"] if servers_died else ["replicas"]
     if scenario.bound == 0:
         if len({tuple(applied) for applied in books.applied.values()}) > 1:
             raise InvariantError("a round was closed with other workers on one chunk than another")

@@ -58,6 +58,7 @@ class Played:
     warnings: list[str] = field(default_factory=list)
     ends: dict[int, Float32] = field(default_factory=dict)  # by worker, of those that came there
     books: Books = field(default_factory=Books)
+    servers_died: int = 0
 
 
 class Place:
@@ -132,6 +133,7 @@ def play(
                 seed=scenario.seed % (1 << 32),
                 fault_tolerant=losses,
                 lease=scenario.lease_s or 30.0,
+                replicas=scenario.replicas,
                 checkpoint_dir="" if checkpoints is None else str(checkpoints),
                 checkpoint_every="" if checkpoints is None else scenario.checkpoints,
                 checkpoint_keep=ALL,
@@ -141,7 +143,8 @@ def play(
     said = simulation.run(program)[scenario.servers :]
     told = [value for value in said if value is not None]
     ends = {worker: value.params for worker, value in enumerate(said) if value is not None}
-    return Played(told, simulation.now_s, simulation.messages, warnings, ends, books)
+    died = sum(rank < scenario.servers for rank in simulation.killed)
+    return Played(told, simulation.now_s, simulation.messages, warnings, ends, books, died)
 
 
 def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad import aggregate, faults, outer, runfolder
+from psgrad import aggregate, faults, loss_scale, outer, preemption, runfolder
 from psgrad.checkpointing import AUTO
 from psgrad.codecs import Compression
 from psgrad.compute import load_data
 from psgrad.config import Config, Source, Tables, resolve
 from psgrad.cuts import Every
 from psgrad.data import DatasetOptions
+from psgrad.errors import ConfigError
+from psgrad.kernels import gpus
 from psgrad.kernels import load as load_kernels
 from psgrad.metrics import Journal
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
-from psgrad.options import check_chunk_bytes
+from psgrad.options import check_chunk_bytes, check_replicas, check_stall
 from psgrad.outer import OUTER
 from psgrad.pace import Pace
+from psgrad.placement import Seat, bind_gpus
 from psgrad.progress import Progress
 from psgrad.record import Recorder
 from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES
 from psgrad.session import Session
 from psgrad.trainer import Trainer
+from psgrad.transport import Transport
 from psgrad.version import __version__
 from psgrad.worker import Worker
 
@@ -55,8 +60,12 @@ def configure(sources: list[Source]) -> Config:
     check_chunk_bytes(config.chunk_bytes)
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
     Every.parse(config.checkpoint_every)
+    loss_scale.parse(config.loss_scale, config.precision)
+    preemption.check(config.stop_signals)
+    check_stall(config.stall, config.stall_abort)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
+    check_replicas(config.replicas, config.servers, config.fault_tolerant, config.shared_memory)
     return config
 
 
@@ -66,11 +75,17 @@ def train(
     terminal: bool = False,
     about: Mapping[str, Any] = NOTHING,
     comm: MPI.Intracomm | None = None,
+    transport: Transport | None = None,
+    ends_at: float = 0.0,
 ) -> None:
-    """Trains as one rank of ``comm``. ``configuration`` is called once the ranks can agree on its
-    errors; ``stamp``, a date and time, names the run folder; ``terminal``: a person looks on."""
-    with Session(comm) as session:
-        train_in(session, configuration, stamp, terminal, about=about)
+    """Trains as one rank of ``comm``, or of ``transport`` where there is one already.
+
+    ``configuration`` is called once the ranks can agree on its errors; ``stamp``, a date and time,
+    names the run folder; ``terminal``: a person looks on; ``ends_at`` is the unix time at which the
+    job is ended, 0 where nobody knows.
+    """
+    with Session(comm, transport=transport) as session:
+        train_in(session, configuration, stamp, terminal, about=about, ends_at=ends_at)
 
 
 def train_in(
@@ -82,6 +97,7 @@ def train_in(
     about: Mapping[str, Any] = NOTHING,
     choices: Sequence[int] | None = None,
     show: Callable[[str], None] | None = None,
+    ends_at: float = 0.0,
 ) -> None:
     """Trains as one rank of ``session``.
 
@@ -99,9 +115,11 @@ def train_in(
                 runfolder.say_finished(config, done)
             return
     roles = session.agree(lambda: Roles(session.size, config.servers))
+    session.place(config.servers, config.placement)
     planted = session.agree(lambda: [faults.parse(text, roles) for text in config.inject])
     loaded = session.agree(lambda: load_data(config, roles, session.rank))
-    kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank)))
+    gpu = _gpu(session, config, roles)
+    kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank), gpu))
     made = session.agree(lambda: runfolder.create(config, stamp) if session.rank == 0 else Path())
     folder = Path(session.first(str(made)))
     first_worker = session.rank == roles.rank_of(0)
@@ -134,6 +152,7 @@ def train_in(
         session.run(
             main,
             servers=config.servers,
+            placement=config.placement,
             staleness=config.bound,
             **_of_servers(config),
             chunk_bytes=config.chunk_bytes,
@@ -148,11 +167,18 @@ def train_in(
             seed=config.seed,
             fault_tolerant=config.fault_tolerant,
             lease=config.lease,
+            replicas=config.replicas,
             checkpoint_dir=config.checkpoint_dir or written,
             checkpoint_every=config.checkpoint_every,
             checkpoint_keep=config.checkpoint_keep,
             resume=config.resume,
             aggregate=config.aggregate,
+            stop_signals=config.stop_signals,
+            walltime_margin=config.walltime_margin,
+            stall=config.stall,
+            stall_abort=config.stall_abort,
+            stacks=journal.file,
+            ends_at=ends_at,
             sink=journal,
             recorder=recorder,
         )
@@ -174,6 +200,25 @@ def _of_servers(config: Config) -> dict[str, Any]:
 
 def _device(config: Config, roles: Roles, rank: int) -> str:
     return "cpu" if roles.is_server(rank) else config.device
+
+
+def _gpu(session: Session, config: Config, roles: Roles) -> int | None:
+    """Which GPU this rank works on, of those that it sees. Collective.
+
+    Raises ``ConfigError`` on all ranks alike where one would be taken twice.
+    """
+    ids: tuple[str, ...] = ()
+    # Simulated ranks are in one process and have whatever it has.
+    if _device(config, roles, session.rank) != "cpu" and not config.simulate:
+        with suppress(ConfigError):  # there is none: whether that will do, load_kernels says
+            ids = gpus()
+    mine = json.dumps([session.transport.host, ids]).encode()
+    told = [json.loads(blob) for blob in session.transport.exchange(mine)]
+    seats = [
+        Seat(host, gpus=tuple(seen), server=roles.is_server(rank))
+        for rank, (host, seen) in enumerate(told)
+    ]
+    return session.agree(lambda: bind_gpus(seats, config.gpu_share))[session.rank]
 
 
 def _show(text: str) -> None:

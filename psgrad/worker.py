@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -18,18 +19,21 @@ from numpy.typing import ArrayLike
 from psgrad import control
 from psgrad.arrays import Arrays
 from psgrad.cuts import Markers
-from psgrad.errors import ConfigError, LayoutError, ProtocolError
+from psgrad.errors import ConfigError, LayoutError, Preempted, ProtocolError
 from psgrad.exchange import Exchange
+from psgrad.halting import Halting
 from psgrad.joining import Joining, alike
 from psgrad.layout import Layout
 from psgrad.leases import BEATS
 from psgrad.links import ServerLinks
 from psgrad.messages import NO_RATE, Flag, Header, Kind, encode_json
 from psgrad.options import Options
+from psgrad.preemption import Preemption
 from psgrad.record import Recorder
 from psgrad.resuming import Resumed, Resuming
 from psgrad.roles import Roles
 from psgrad.transport import Transport
+from psgrad.watchdog import Watchdog
 from psgrad.worker_state import Stateful
 
 
@@ -45,11 +49,15 @@ class Worker:
         comm: Any = None,
         recorder: Recorder | None = None,
         resuming: Resuming | None = None,
+        preemption: Preemption | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.rank = roles.worker_of(transport.rank)
         """This worker's index, 0 to size - 1; not the MPI rank."""
         self.size = roles.workers
         """How many workers there are."""
+        self.node_rank = roles.place_on_node(transport.rank)
+        """Its place among the workers of its node, from 0: the number of its GPU, for scripts."""
         self.comm = comm
         """A communicator of the workers only."""
         self.survivors = tuple(range(roles.workers))
@@ -76,6 +84,8 @@ class Worker:
             recorder,
             self._markers,
         )
+        self._links.preemption, self._links.watchdog = preemption, watchdog
+        self._halting = Halting(self._links, self._markers)
         if options.fault_tolerant:
             self._links.beat_s = options.lease / BEATS
         self._exchange: Exchange | None = None
@@ -141,6 +151,28 @@ class Worker:
     def resumed(self) -> Resumed | None:
         """The checkpoint that this run goes on from; None where it began from the start."""
         return None if self._resuming is None else self._resuming.resumed
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this run ends behind its next checkpoint: a step to come raises ``Preempted``."""
+        return self._markers.stops
+
+    @property
+    def stopped(self) -> control.Stopped | None:
+        """Why this run was stopped, and what is safe; None as long as it goes on."""
+        return self._halting.stopped
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Has the whole run stop as a signal would, behind a checkpoint: see ``step``.
+
+        Raises ``ConfigError`` in a run without checkpoints.
+        """
+        if not self._markers.every:
+            raise ConfigError(
+                "ask_to_stop() ends a run behind a checkpoint, and this one makes none; give "
+                "checkpoint_every"
+            )
+        self._links.ask_to_stop(f"{reason} at worker {self.rank}")
 
     def now(self) -> float:
         """Seconds since an arbitrary moment, on the transport's clock."""
@@ -217,6 +249,9 @@ class Worker:
 
         A gradient with NaN or infinity is not applied, not even a part of it: the step counts in
         ``skipped`` and moves the clock. Raises ``NonFiniteError`` after 10 of them in a row.
+
+        Raises ``Preempted`` where the run was asked to stop (``psgrad.run``): the step is done,
+        and in a checkpoint that is safe.
         """
         exchange = self._begin(grads, weight)
         if exchange.is_open:
@@ -225,6 +260,7 @@ class Worker:
             exchange.check_whole("step()")
             exchange.push(Kind.STEP, weight)
         exchange.wait()
+        self._halting.end_if_told(exchange)
 
     def ready(self, names: str | Iterable[str]) -> None:
         """The gradients ``names`` of the next step are final, and lie in ``grads``.
@@ -253,6 +289,8 @@ class Worker:
         Those of the first layers come first: a forward pass waits for one layer after the other.
         """
         self._live().wait((names,) if isinstance(names, str) else names)
+        if names is None:
+            self._halting.end_if_told(self._live())
 
     def push(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient like ``step`` but returns as soon as ``grads`` may be written again."""
@@ -262,6 +300,7 @@ class Worker:
         exchange.push(Kind.PUSH, weight)
         self._transport.flush()
         exchange.mark_if_due()
+        self._halting.end_if_told(exchange)
 
     def pull(self, names: str | Iterable[str] | None = None, *, dense: bool = False) -> None:
         """Fetches parameters at this worker's clock: those of ``names``, or all of them.
@@ -308,6 +347,7 @@ class Worker:
         if self._left or self._exchange is None:
             return
         exchange = self._exchange
+        self._halting.end_if_told(exchange)
         if exchange.is_open:
             raise ProtocolError(
                 f"worker {self.rank} leaves in the middle of a step: ready() was called; end the "
@@ -332,13 +372,16 @@ class Worker:
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")
         if self._exchange is not None:
             self._exchange.finish()  # others may wait for what of it has not been sent
+        self._halting.end_if_told(self._exchange)
         self._rendezvous += 1
         part = {"values": {k: float(v) for k, v in values.items()}, "weight": float(weight)}
         self._links.tell(0, Header(Kind.MEET, sequence=self._rendezvous), encode_json(part))
+        self._links.awaiting = Kind.MET
         while not self._links.has_control:
             if self._exchange is not None:
                 self._exchange.mark_if_due()  # who waits for the marker may be who has to come
             self._links.take()
+            self._halting.end_if_told(self._exchange)
         header, payload = self._links.await_control(Kind.MET)
         result = control.result(payload)
         if result.error is not None:
@@ -362,11 +405,12 @@ class Worker:
 
     def finish(self) -> None:
         """Leaves and tells every server that this worker's main has returned."""
-        self.leave()
+        with suppress(Preempted):  # the session raises it on all ranks
+            self.leave()
         if self._options.fault_tolerant:  # a process that is gone may not be heard any more
-            self._links.part()
+            self._links.part(self._halting.flags)
         else:
-            self._links.tell_all(Header(Kind.FINISH))
+            self._links.tell_all(Header(Kind.FINISH, flags=self._halting.flags))
 
     def _live(self) -> Exchange:
         if self._exchange is None:
@@ -380,6 +424,7 @@ class Worker:
     def _begin(self, grads: Mapping[str, ArrayLike] | None, weight: float) -> Exchange:
         """Before a push: checks that it may be, and copies ``grads`` in, where there are any."""
         exchange = self._live()
+        self._halting.end_if_told(exchange)
         self._check_here()
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")

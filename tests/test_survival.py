@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -88,17 +89,19 @@ def test_without_losses_there_are_none():
 # Books that are wrong
 
 
-def books(**changes):
+def books(applied=MappingProxyType({}), **changes):
     """Of two steps of two workers with one chunk, all of it applied; and the parameters."""
     scenario = Scenario(3, workers=2, bound=1, sizes=(20,), steps=2)
     kept = Books()
-    [chunk] = Layout.of(scenario.arrays()).chunks(scenario.chunk_bytes * 4)
-    kept.chunks[0] = chunk
+    [kept.chunks[0]] = Layout.of(scenario.arrays()).chunks(scenario.chunk_bytes * 4)
     for worker in (0, 1):
         for clock in (1, 2):
             kept.pushed[worker, clock] = np.full(20, 10.0 * worker + clock)
         kept.left[worker] = kept.answered[worker] = 2
-    kept.applied[0] = [((0, 1),), ((1, 1),), ((0, 2),), ((1, 2),)]
+    shard = object()
+    kept.copies[0][shard] = [((0, 1),), ((1, 1),), ((0, 2),), ((1, 2),)]
+    for chunk, updates in applied.items():
+        kept.copies[chunk][shard] = updates
     for name, value in changes.items():
         setattr(kept, name, value)
     start = scenario.arrays()["p0"]

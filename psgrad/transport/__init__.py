@@ -29,8 +29,10 @@ def check_travelled(peer: int, header: Header) -> None:
 
     Every transport looks at what comes over its wire: who is gone cannot say so.
     """
-    if header.kind is Kind.LOST:
-        raise ProtocolError(f"rank {peer} sends LOST, which only a transport says of a rank")
+    if header.kind in (Kind.LOST, Kind.MOVED):
+        raise ProtocolError(
+            f"rank {peer} sends {header.kind.name}, which only a transport says of a rank"
+        )
 
 
 class Sent(Protocol):
@@ -114,8 +116,11 @@ class Transport(Protocol):
         not return."""
         ...
 
-    def close(self) -> None:
-        """Waits until everything sent is gone, then stops to hear."""
+    def close(self, status: int = 0) -> None:
+        """Waits until everything sent is gone, then stops to hear.
+
+        ``status`` is what this process ends with, where the transport has to end it.
+        """
         ...
 
     def abort(self, status: int) -> None:
