@@ -123,6 +123,7 @@ class Plan:
     elastic: bool = False
     stoppable: bool = False  # asked to stop, the ranks do so behind a checkpoint
     ranks: int = 0
+    scattered: bool = False  # daemons of the launcher start the ranks, on several nodes
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """``environ`` as the job gets it."""

@@ -57,7 +57,7 @@ def prepare(
     if terminal:
         env["PSGRAD_TERMINAL"] = "1"
     env.update(launch.library(program, vendor, environ))
-    return Plan((str(program), *flags, *command), env, (), vendor, elastic)
+    return Plan((str(program), *flags, *command), env, (), vendor, elastic, scattered=True)
 
 
 def _find(program: str, environ: Mapping[str, str]) -> Path:

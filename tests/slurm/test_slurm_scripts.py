@@ -12,10 +12,12 @@ from typing import NamedTuple
 import pytest
 from installed_mpi import ROOT, environment
 
-from psgrad.chaos.victims import Tail
+from psgrad.chaos.tails import Tail
 
 TRAINING = ("--mode", "sync", "--epochs", "3")
-THREADS = {"OMP_NUM_THREADS": "1", "PSGRAD_PROGRESS": "off"}
+QUIET = {"OMP_NUM_THREADS": "1", "PSGRAD_PROGRESS": "off"}
+# A node here claims more cores than there are, so Open MPI does not see that ranks share them.
+YIELDING = {"OMPI_MCA_mpi_yield_when_idle": "1"}
 
 
 class Job(NamedTuple):
@@ -33,7 +35,7 @@ class Job(NamedTuple):
 def login(mpi):
     """The environment of a user who has activated psgrad's."""
     search = f"{mpi.python.parent}:/usr/bin:/bin"
-    return {"PATH": search, "PYTHONPATH": environment()["PYTHONPATH"], **THREADS}
+    return {"PATH": search, "PYTHONPATH": environment()["PYTHONPATH"], **QUIET, **YIELDING}
 
 
 def submit(cluster, mpi, folder, script, *arguments, options=()):
@@ -66,6 +68,16 @@ def has_trained(job, servers, workers):
     assert "test accuracy" in job.text
 
 
+def undisturbed(mpi, folder, *arguments):
+    """The digest of the parameters of such a run on this machine, with 2 servers and 6 workers."""
+    place = folder / "undisturbed"
+    done = mpi.psgrad(
+        ["run", "--np", "8", "--", "--servers", "2", "--run-dir", place, *arguments], env=QUIET
+    )
+    assert done.status == 0, done.stderr
+    return json.loads((place / "summary.json").read_text())["params_sha256"]
+
+
 def test_single_node(cluster, mpi, tmp_path):
     has_trained(run(cluster, mpi, tmp_path, "single-node", *TRAINING), 1, 3)
 
@@ -74,13 +86,7 @@ def test_several_nodes_come_to_the_bits_of_one(cluster, mpi, tmp_path):
     """Synchronous sums are in worker order, whatever carries them and wherever ranks are."""
     many = run(cluster, mpi, tmp_path, "multi-node", *TRAINING)
     has_trained(many, 2, 6)
-    one = mpi.psgrad(
-        ["run", "--np", "8", "--", "--servers", "2", "--run-dir", tmp_path / "one", *TRAINING],
-        env=THREADS,
-    )
-    assert one.status == 0, one.stderr
-    alone = json.loads((tmp_path / "one" / "summary.json").read_text())
-    assert many.summary["params_sha256"] == alone["params_sha256"]
+    assert many.summary["params_sha256"] == undisturbed(mpi, tmp_path, *TRAINING)
 
 
 @pytest.mark.parametrize("mpi", ["mpich"], indirect=True)  # what srun --mpi=pmi2 starts
@@ -96,6 +102,19 @@ def test_a_heterogeneous_job_has_its_servers_in_group_0(cluster, mpi, tmp_path):
     assert sorted(read(cluster, tmp_path, number).text.splitlines()) == [
         "0 node1", "1 node1", "2 node2", "3 node2",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mpi", ["mpich"], indirect=True)
+def test_a_script_that_was_written_for_a_site(cluster, mpi, tmp_path):
+    made = tmp_path / "mine.sbatch"
+    options = ("--launcher", "srun", "--cpus-per-task", "2", "--tasks-per-node", "2", "--gpus", "1")
+    done = mpi.psgrad(["slurm", "init", *options, "--nodes", "1", "--output", made])
+    assert done.status == 0, done.stderr
+    done = mpi.psgrad(["slurm", "init", *options[:-2], "--output", tmp_path / "two.sbatch"])
+    assert done.status == 0, done.stderr
+    for script, servers, workers in ((made, 1, 1), (tmp_path / "two.sbatch", 2, 2)):
+        job = cluster.submit(script, *TRAINING, cwd=tmp_path, env=login(mpi))
+        has_trained(read(cluster, tmp_path, job), servers, workers)
 
 
 @pytest.mark.parametrize("mpi", ["openmpi"], indirect=True)  # its jobs are those of one node
@@ -114,18 +133,23 @@ def test_a_sweep(cluster, mpi, tmp_path):
 def test_elastic_training_goes_on_without_a_worker(cluster, mpi, tmp_path):
     arguments = ("--mode", "sync", "--epochs", "20", "--inject", "slow:rank=2,factor=8")
     job = submit(cluster, mpi, tmp_path, "elastic", *arguments)
-    tail = Tail(tmp_path / "runs" / str(job) / "metrics.jsonl")
-
-    def has_begun():
-        tail.read()
-        return tail.step >= 10
-
-    cluster.until(has_begun, "step 10")
+    to_step(10, cluster, tmp_path, job)
     os.kill(rank_of(7, job), signal.SIGKILL)
     done = read(cluster, tmp_path, job)
     assert done.state == "COMPLETED", done.text
     assert done.summary["workers_lost"] == [5]
     assert done.summary["test_accuracy"] > 0.9
+
+
+def to_step(number, cluster, folder, job):
+    """Waits until worker 0 of a job has come to a step."""
+    tail = Tail(folder / "runs" / str(job) / "metrics.jsonl")
+
+    def is_there():
+        tail.read()
+        return tail.step >= number
+
+    cluster.until(is_there, f"step {number}")
 
 
 def rank_of(rank, job):
@@ -143,3 +167,17 @@ def test_a_rank_that_fails_has_the_last_word(cluster, mpi, tmp_path):
     assert (job.state, job.summary) == ("FAILED", None)
     reason = "rank 6 (worker, node2): RuntimeError: planted failure at step 10"
     assert job.last == f"psgrad: error: {reason}", job.text
+
+
+def test_a_preempted_job_ends_with_the_bits_of_one_that_nobody_stopped(cluster, mpi, tmp_path):
+    training = ("--mode", "sync", "--epochs", "8")
+    slow = ("--inject", "slow:rank=7,factor=20")
+    job = submit(cluster, mpi, tmp_path, "preemptible", *training, *slow)
+    to_step(5, cluster, tmp_path, job)
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=urgent.out")
+    cluster.end_of(cluster.submit(*urgent, "--wrap=hostname", cwd=tmp_path))
+    done = read(cluster, tmp_path, job)
+    assert (done.state, cluster.about(job)["Restarts"]) == ("COMPLETED", "1"), done.text
+    assert "psgrad: error: stopped by SIGUSR1" in done.text
+    assert done.text.count("test accuracy") == 1
+    assert done.summary["params_sha256"] == undisturbed(mpi, tmp_path, *training)
