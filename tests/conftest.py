@@ -7,7 +7,11 @@ makes both), or with ``PSGRAD_MPI=system`` the one on PATH alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import pytest
+from emulated_cuda import emulated
 from installed_mpi import Mpi, installed
 
 MPIS = installed()
@@ -20,6 +24,13 @@ def mpi(request: pytest.FixtureRequest) -> Mpi:
     if isinstance(found, str):
         pytest.skip(found)
     return found
+
+
+@pytest.fixture(scope="module")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """The modules that launch CUDA kernels, as attributes, over kernels that run on the CPU."""
+    with emulated(tmp_path_factory.mktemp("cuda")) as modules:
+        yield modules
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,12 +15,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
+import pytest
 
 import psgrad.kernels
 
 GXX = shutil.which("g++")
+needs_gxx = pytest.mark.skipif(GXX is None, reason="g++ is not on the PATH: no CUDA is emulated")
 HEADER = Path(__file__).with_name("cuda_host") / "cuda_host.h"
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(')
 RUN = """
@@ -54,7 +57,7 @@ def plain_names(text):
 class Module:
     """``cupy.RawModule`` of a source."""
 
-    built: dict[str, ctypes.CDLL] = {}
+    built: ClassVar[dict[str, ctypes.CDLL]] = {}
     folder: Path
     backwards = 0
 
@@ -122,9 +125,13 @@ def stand_in():
 def emulated(folder):
     """The launch modules over the stand-in, as attributes."""
     Module.folder = Path(folder)
+    from psgrad.kernels import chunks, plain
+
     names = ("cuda_launch", "cuda_scaled", "cuda_select", "cuda_optim", "cuda")
     before = {name: sys.modules.get(name) for name in ("cupy", *full(names))}
+    fastest = chunks.fastest
     try:
+        chunks.fastest = lambda: plain  # the specification, and nothing to compile
         for name in before:
             sys.modules.pop(name, None)
         sys.modules["cupy"] = stand_in()
@@ -132,6 +139,7 @@ def emulated(folder):
             **{name: importlib.import_module(f"psgrad.kernels.{name}") for name in names}
         )
     finally:
+        chunks.fastest = fastest
         for name, module in before.items():
             sys.modules.pop(name, None)
             if module is not None:
@@ -142,3 +150,28 @@ def emulated(folder):
 
 def full(names):
     return [f"psgrad.kernels.{name}" for name in names]
+
+
+# What the tests share
+
+
+def drawn(n, seed, kind="gaussian"):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(n)
+    if kind == "ties":
+        x = rng.integers(-13, 14, n)
+        x[::16] = 14 if seed % 2 else 254
+    elif kind == "huge":
+        x = np.clip(x, -3, 3) * 5e37
+    elif kind == "tiny":
+        x = x * 1e-41
+    elif kind == "holes":
+        x = x * (np.arange(n) // 700 % 2)
+    return x.astype(np.float32)
+
+
+KINDS = ("gaussian", "ties", "huge", "tiny", "holes")
+
+
+def same(got, want):
+    np.testing.assert_array_equal(np.asarray(got).view(np.uint8), want.view(np.uint8))

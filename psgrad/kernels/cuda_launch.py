@@ -1,6 +1,6 @@
 """CUDA sources beside this file to kernels that can be launched. Importing it needs CuPy.
 
-``nn.cu`` stands alone; every other source comes after ``common.cu``. NVRTC compiles a source when
+A source comes after what `SOURCES` says; so none includes a file. NVRTC compiles a source when
 the first of its kernels is launched, and CuPy keeps what came of it on disk.
 """
 
@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import functools
 from importlib import resources
+from types import MappingProxyType
 from typing import Any, Final
 
 import cupy
 
 from psgrad.errors import ConfigError
 
-COMMON: Final = "common"
-ALONE: Final = frozenset({"nn"})
+SOURCES: Final = MappingProxyType(
+    {
+        "nn": ("nn",),
+        "scaled": ("common", "hash", "scaled"),
+        "select": ("common", "select"),
+        "optim": ("common", "optim"),
+    }
+)
+"""The files of each family of kernels, in the order in which they are compiled as one."""
 OPTIONS: Final = ("--std=c++17",)
 """Nothing that relaxes arithmetic: results are those of the CPU, rounding for rounding."""
 
@@ -36,8 +44,8 @@ def launch(
 def source(family: str) -> str:
     """The text that is compiled for ``family``."""
     here = resources.files("psgrad.kernels")
-    names = (family,) if family in ALONE else (COMMON, family)
-    return "\n".join(here.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in names)
+    texts = (here.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in SOURCES[family])
+    return "\n".join(texts)
 
 
 @functools.cache

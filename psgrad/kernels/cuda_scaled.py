@@ -1,8 +1,8 @@
 """Scaled integers on a GPU: the twin of ``kernels.plain`` for whole chunks, in one launch each.
 
-Steps and codes are those of the CPU, byte for byte, where a step is the largest magnitude of a block
-(int8, int4, ternary). ``block_norm`` and ``block_mean`` are sums, here in float64: scales of sign and
-steps of qsgd agree within a relative 2^-16, signs exactly, codes of qsgd within 1.
+Steps and codes are those of the CPU, byte for byte, where a step is the largest magnitude of a
+block (int8, int4, ternary). ``block_norm`` and ``block_mean`` are sums, here in float64: scales of
+sign and steps of qsgd agree within a relative 2^-16, signs exactly, codes of qsgd within 1.
 
 Arrays are C-contiguous on the device. Nothing waits: work is queued on the current stream.
 """

@@ -34,6 +34,10 @@ struct alignas(16) float4 {
     float x, y, z, w;
 };
 
+using std::exp;  // with those for float
+using std::log;
+using std::tanh;
+
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 namespace cuda_host {

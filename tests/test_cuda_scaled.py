@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulated_cuda import GXX, Module, emulated, of_device
+from emulated_cuda import KINDS, Module, drawn, needs_gxx, of_device, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,12 +15,11 @@ from psgrad.codecs import Key, Workspace, parse
 from psgrad.codecs.base import BLOCK
 from psgrad.codecs.scaled import Form
 from psgrad.codecs.wire import HEADER_NBYTES
-from psgrad.kernels import bits, plain, quantize, select
+from psgrad.kernels import bits, plain, quantize
 from psgrad.kernels.chunks import Noise
 from psgrad.kernels.hashing import stream
-from psgrad.optimizers import OPTIMIZERS
 
-pytestmark = pytest.mark.skipif(GXX is None, reason="g++ is not on the PATH: no CUDA is emulated")
+pytestmark = needs_gxx
 
 F4 = np.float32
 FORMS = {
@@ -36,34 +35,6 @@ FORMS = {
 SIGN = Form(7, 512, 1, bits.SIGNS)
 SIZES = (1, 31, 32, 33, 4095, 4096, 4097, 70_003)
 STARTS = (0, 5, (1 << 33) - 601)
-
-
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory):
-    with emulated(tmp_path_factory.mktemp("cuda")) as modules:
-        yield modules
-
-
-def drawn(n, seed, kind="gaussian"):
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal(n)
-    if kind == "ties":
-        x = rng.integers(-13, 14, n)
-        x[::16] = 14 if seed % 2 else 254
-    elif kind == "huge":
-        x = np.clip(x, -3, 3) * 5e37
-    elif kind == "tiny":
-        x = x * 1e-41
-    elif kind == "holes":
-        x = x * (np.arange(n) // 700 % 2)
-    return x.astype(F4)
-
-
-KINDS = ("gaussian", "ties", "huge", "tiny", "holes")
-
-
-def same(got, want):
-    np.testing.assert_array_equal(np.asarray(got).view(np.uint8), want.view(np.uint8))
 
 
 def body(form, n):
@@ -232,82 +203,3 @@ def test_arrays_that_do_not_fit_are_refused(cuda):
             call(cuda.cuda_scaled)
     with pytest.raises(ValueError, match="sizes that go together"):
         cuda.cuda_optim.sgd(x, x[1:], 0.1, 0.0)
-
-
-# Selection
-
-
-def assert_finds_alike(got, want):
-    same(got.where, want.where)
-    same(got.values, want.values)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [1, 33, 4097, 70_003])
-def test_the_largest_are_the_same_with_ties_to_the_lowest_index(cuda, n, kind):
-    for k in {1, max(1, n // 100), max(1, n // 3), n}:
-        v, add = drawn(n, k, kind), drawn(n, k + 1, kind) * F4(0.5)
-        there = of_device(v)
-        got = cuda.cuda_select.top_k(there, k, of_device(add))
-        assert_finds_alike(got, select.top_k(v, k, Workspace(), add))
-        same(there, v)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_reaches_a_threshold_is_the_same(cuda, kind):
-    n = 40_001
-    for low in (0.0, 0.1, 2.0, 1e38):
-        for most in (50, n):
-            v, add = drawn(n, 3, kind), drawn(n, 4, kind)
-            there = of_device(v)
-            got = cuda.cuda_select.reaching(there, F4(low), most, of_device(add))
-            assert_finds_alike(got, select.reaching(v, F4(low), most, Workspace(), add))
-            same(there, v)
-
-
-# Optimizers
-
-
-def update_on_device(optim, optimizer, params, grad, slots, hyper):
-    """The launch that is ``optimizer.apply``."""
-    name = type(optimizer).__name__.lower()
-    arrays, (step, rate, decay) = (params, grad, *slots), hyper
-    if name in ("adam", "adamw"):
-        betas = optimizer.beta1, optimizer.beta2, optimizer.eps
-        optim.adam(*arrays, step, rate, decay, *betas, decoupled=name == "adamw")
-    elif name in ("momentum", "nesterov"):
-        getattr(optim, name)(*arrays, rate, decay, optimizer.momentum)
-    elif name == "sgd":
-        optim.sgd(*arrays, rate, decay)
-    elif name == "adagrad":
-        optim.adagrad(*arrays, rate, decay, optimizer.eps)
-    else:
-        optim.rmsprop(*arrays, rate, decay, optimizer.alpha, optimizer.eps)
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.01])
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "ftrl"])
-def test_updates_have_the_same_bits(cuda, name, decay):
-    optimizer = OPTIMIZERS[name]()
-    for n in (1, 33, 4097):
-        params, slots = drawn(n, n), optimizer.init(n)
-        there = of_device(params), [of_device(slots[slot]) for slot in optimizer.slots]
-        for step in (1, 2, 3):
-            grad, rate = drawn(n, n + step), 0.1 / step
-            hyper = step, rate, decay
-            update_on_device(cuda.cuda_optim, optimizer, there[0], of_device(grad), there[1], hyper)
-            optimizer.apply(params, grad, slots, *hyper, np.empty((2, n), F4))
-            same(there[0], params)
-            for got, slot in zip(there[1], optimizer.slots, strict=True):
-                same(got, slots[slot])
-
-
-# The emulator itself
-
-
-BROKEN = {
-    "a barrier that is missing": ("    if (PACKING == PLANES) {\n        __syncthreads();", "    if (PACKING == PLANES) {"),
-    "a barrier that half of the block comes to": ("        __syncthreads();", "        if (threadIdx.x < 64) __syncthreads();"),
-    "a shuffle that lanes leave out": ("const u32 other = __shfl_xor_sync(ALL_LANES, codes, 1);", "u32 other = 0; if (threadIdx.x & 1) other = __shfl_xor_sync(ALL_LANES, codes, 1);"),
-    "a comparison with the wrong sign": ("if (bits > top) top = bits;", "if (bits < top) top = bits;"),
-}  # fmt: skip
