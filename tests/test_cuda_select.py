@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulated_cuda import KINDS, drawn, needs_gxx, of_device, same
+from emulated_cuda import KINDS, Module, drawn, needs_gxx, of_device, same
 
 from psgrad.codecs import Workspace
 from psgrad.kernels import select
@@ -15,6 +15,12 @@ pytestmark = needs_gxx
 F4 = np.float32
 
 
+@pytest.fixture(params=[0, 1], ids=["forwards", "backwards"])
+def order(request, monkeypatch):
+    """Threads of a block in both orders: of two that write to one place, either may be last."""
+    monkeypatch.setattr(Module, "backwards", request.param)
+
+
 def assert_finds_alike(got, want):
     same(got.where, want.where)
     same(got.values, want.values)
@@ -22,7 +28,7 @@ def assert_finds_alike(got, want):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 33, 4097, 70_003])
-def test_the_largest_are_the_same_with_ties_to_the_lowest_index(cuda, n, kind):
+def test_the_largest_are_the_same_with_ties_to_the_lowest_index(cuda, order, n, kind):
     for k in {1, max(1, n // 100), max(1, n // 3), n}:
         v, add = drawn(n, k, kind), drawn(n, k + 1, kind) * F4(0.5)
         there = of_device(v)
@@ -32,7 +38,7 @@ def test_the_largest_are_the_same_with_ties_to_the_lowest_index(cuda, n, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_reaches_a_threshold_is_the_same(cuda, kind):
+def test_what_reaches_a_threshold_is_the_same(cuda, order, kind):
     n = 40_001
     for low in (0.0, 0.1, 2.0, 1e38):
         for most in (50, n):
