@@ -37,7 +37,7 @@ A parameter server for training over MPI.
 
 # Option -> (key of the configuration, help). The value is TOML, or else a string.
 OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
-    "--model": ("model.name", "mlp or softmax"),
+    "--model": ("model.name", "mlp, softmax or transformer"),
     "--dataset": ("dataset.name", "digits, or a .npz, .csv, .libsvm, .txt or IDX file"),
     "--mode": ("mode", "sync, ssp (bounded staleness; the default) or async"),
     "--staleness": ("staleness", "bound of ssp: steps a worker may be ahead of the slowest (3)"),
@@ -69,6 +69,11 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--partition": ("dataset.partition", "samples to workers: iid, by-label or contiguous"),
     "--seed": ("seed", "of parameters, data split and batches (1)"),
     "--device": ("device", "auto, cpu or gpu"),
+    "--precision": ("precision", "of gradients' products: float32, tf32, bfloat16 or float16"),
+    "--loss-scale": (
+        "loss_scale",
+        "auto, none, dynamic:first=65536,every=2000 or fixed:scale=1024",
+    ),
     "--chunk-bytes": ("chunk_bytes", "bytes of a chunk (0: the default grid)"),
     "--overlap": ("overlap", "hide communication behind computation: on, off (off)"),
     "--shared-memory": ("shared_memory", "within a node: auto (where it can be), on, off"),
@@ -89,6 +94,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
 STRINGS: Final = frozenset(
     {"--model", "--dataset", "--run-dir", "--codec", "--pull-codec", "--feedback", "--zstd"}
     | {"--aggregate", "--simulate", "--pace", "--checkpoint-every", "--checkpoint-dir", "--resume"}
+    | {"--loss-scale"}
 )
 
 # What tells a process that it is one of several ranks: Open MPI, PMIx, PMI.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -12,6 +12,8 @@ from psgrad.config import Config
 from psgrad.data import Dataset, IndexArray
 from psgrad.errors import DataError
 from psgrad.kernels import Kernels
+from psgrad.kernels.precision import with_precision
+from psgrad.loss_scale import LossScale
 from psgrad.models import Model
 from psgrad.models.hooks import Hooks, nothing
 from psgrad.roles import Roles
@@ -58,11 +60,22 @@ class Compute:
     """Gradients on a device, from and into the host's arrays of ``copy``.
 
     On the CPU the model works on those arrays themselves; on a GPU, on twins of them there.
+    Gradients are computed with ``precision``, of a loss times ``scale``, and are divided by it
+    again; evaluations are in float32, as the parameters are.
     """
 
-    def __init__(self, model: Model, copy: Copy, kernels: Kernels) -> None:
+    def __init__(
+        self,
+        model: Model,
+        copy: Copy,
+        kernels: Kernels,
+        precision: str = "float32",
+        scale: LossScale | None = None,
+    ) -> None:
         self._model = model
         self._kernels = kernels
+        self._reduced = with_precision(kernels, precision)
+        self._scale = scale
         self._on_host = kernels.device == "cpu"
         self._copy = copy
         self._params = self._device_twin(copy.params)
@@ -80,6 +93,16 @@ class Compute:
         if not self._on_host:
             hooks.needs(tuple(self._params))
             hooks = Hooks()
+        factor = 1.0 if self._scale is None else self._scale.value
+
+        def done(names: Sequence[str]) -> None:
+            """The gradients ``names`` are final, but for the factor."""
+            if factor != 1:
+                for name in names:
+                    grad = self._grads[name]
+                    grad *= 1 / factor
+            hooks.done(names)
+
         params = self._on_device(self._copy.params)
         samples = sum(len(indices) for indices in micro_batches)
         loss, accuracy = 0.0, 0.0
@@ -88,11 +111,12 @@ class Compute:
             x, y = (self._kernels.asarray(part) for part in dataset.batch(indices))
             told = Hooks(
                 hooks.needs if i == 0 else nothing,
-                hooks.done if i == len(micro_batches) - 1 else nothing,
+                done if i == len(micro_batches) - 1 else nothing,
             )
             one_loss, one_correct = self._model.loss_and_grad(
-                params, x, y, self._grads, self._kernels, scale=share, accumulate=i > 0, hooks=told
-            )
+                params, x, y, self._grads, self._reduced,
+                scale=share * factor, accumulate=i > 0, hooks=told,
+            )  # fmt: skip
             loss += share * one_loss
             accuracy += share * one_correct / y.size
         if not self._on_host:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from psgrad.errors import ConfigError, unknown_name
+from psgrad.kernels import PRECISIONS
 from psgrad.layout import SegmentOptions
 from psgrad.placement import PLACEMENTS, SPREAD
 
@@ -94,6 +95,10 @@ class Config:
     seed: int = _key(1, "of parameters, data split and batches", least=0)
     device: str = _key("auto", "auto, cpu or gpu", among=("auto", "cpu", "gpu"))
     gpu_share: bool = _key(False, "several workers may have one GPU")
+    precision: str = _key(
+        "float32", "of the factors of matrix products in gradients", among=PRECISIONS
+    )
+    loss_scale: str = _key("auto", "by what losses are multiplied, such as dynamic:first=1024")
     chunk_bytes: int = _key(0, "bytes of a chunk; 0: the default grid", least=0)
     window: int = _key(8, "unanswered chunks of a worker at one server", least=1)
     reference_bytes: int = _key(4 << 30, "most bytes of pull references on one server", least=0)

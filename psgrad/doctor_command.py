@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from psgrad.arguments import Parser, count, size
+from psgrad.placement import FIRST, PLACEMENTS, SPREAD, het_servers
 
 DESCRIPTION: Final = """\
 What is wrong with the ranks, their nodes and the links between them: each line
@@ -31,9 +32,11 @@ def doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return _launch(arguments, argv, environ)
     from psgrad.doctor.examine import Plan, examine
 
+    servers = het_servers(environ)  # as training would have it
     plan = Plan(
         Path(arguments.checkpoint_dir),
-        arguments.servers,
+        arguments.servers or servers or 1,
+        arguments.placement or (FIRST if servers else SPREAD),
         arguments.gpu_share,
         arguments.size,
         arguments.seconds,
@@ -65,7 +68,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--checkpoint-dir", default=".", metavar="DIR", help="where checkpoints will be (.)"
     )
-    parser.add_argument("--servers", type=count, default=1, metavar="S", help="server ranks (1)")
+    parser.add_argument(
+        "--servers", type=count, metavar="S", help="server ranks (1; of a het job, group 0)"
+    )
+    parser.add_argument("--placement", choices=PLACEMENTS, help="of them, as for psgrad train")
     parser.add_argument(
         "--size", type=size, default=0, metavar="BYTES",
         help="of the parameters, such as 64M: is there memory for them, and room on the disk",

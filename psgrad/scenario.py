@@ -35,7 +35,9 @@ PACES: Final = (
 CHECKPOINTS: Final = ("1", "2", "3", "0.002s", "0.01s")
 LEARNING_RATE: Final = 0.05
 LOSSES: Final = 1 << 64  # what is drawn of deaths has a stream of its own
-REPLICAS: Final = 1 << 65  # and so has what is drawn of replicas
+REPLICAS: Final = 1 << 66  # and so has what is drawn of replicas
+SPLITS: Final = 1 << 65  # and so has what is drawn of splits
+LEASE_S: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Scenario:
     in its step ``freeze``, for far longer, and another one has a long step there in which it says
     that it is alive. With ``replicas``, servers have them, and one server dies after
     ``server_death`` calls, where that is not 0.
+
+    ``split`` are machines, as bits, that at ``split_s`` lose the others for ``split_for_s``
+    seconds. With ``lease_s`` above 0, workers behind it may be shut out, though they live.
     """
 
     seed: int
@@ -91,6 +96,9 @@ class Scenario:
     freeze: int = 0
     replicas: int = 0
     server_death: int = 0
+    split: int = 0
+    split_s: float = 0.0
+    split_for_s: float = 0.0
 
     @classmethod
     def of(cls, seed: int) -> Scenario:
@@ -132,7 +140,9 @@ class Scenario:
             then_workers=draw.among((0, 0, 0, 1, 2, 3, 5)),
             then_servers=draw.among((0, 0, 1, 2, 3)),
         )
-        return replace(scenario, **_losses(scenario), **_replicas(scenario))
+        scenario = replace(scenario, **_losses(scenario))
+        scenario = replace(scenario, **_split(scenario))
+        return replace(scenario, **_replicas(scenario))
 
     def feedbacks(self) -> tuple[str, ...]:
         """What may be done with what the codec does not send."""
@@ -155,8 +165,22 @@ class Scenario:
     @property
     def machines(self) -> list[str]:
         """The host of each rank; those of one share memory."""
-        count = self.hosts or self.size
-        return [f"node{rank % count}" for rank in range(self.size)]
+        return [f"node{self._machine(rank)}" for rank in range(self.size)]
+
+    @property
+    def behind(self) -> frozenset[int]:
+        """The ranks behind the split: those of whole machines, without rank 0."""
+        parted = {bool(self.split >> self._machine(rank) & 1) for rank in range(self.size)}
+        if len(parted) < 2:
+            return frozenset()
+        here = self.split >> self._machine(0) & 1
+        ranks = range(self.size)
+        return frozenset(r for r in ranks if (self.split >> self._machine(r) & 1) != here)
+
+    @property
+    def fated(self) -> list[int]:
+        """The workers in the order in which something becomes of them."""
+        return sorted(range(self.workers), key=lambda w: stream(self.seed, 0xDEAD, w))
 
     @property
     def has_losses(self) -> bool:
@@ -166,7 +190,7 @@ class Scenario:
     @property
     def loses_workers(self) -> bool:
         """Whether workers may die or are shut out."""
-        return bool(self.deaths or self.death_s or self.freeze)
+        return bool(self.deaths or self.death_s or self.lease_s)
 
     @property
     def victim(self) -> int:
@@ -176,9 +200,8 @@ class Scenario:
     @property
     def calm(self) -> Scenario:
         """The same without anything that goes wrong with ranks."""
-        return replace(
-            self, deaths=(), death_s=0.0, lease_s=0.0, freeze=0, replicas=0, server_death=0
-        )
+        whole = replace(self, replicas=0, server_death=0, split=0)
+        return replace(whole, deaths=(), death_s=0.0, lease_s=0.0, freeze=0)
 
     @property
     def network(self) -> Network:
@@ -196,6 +219,8 @@ class Scenario:
             faults.append(Drop(5e-3, Messages(share=self.drops)))
         if self.partition:
             faults.append(Partition((self.size - 1,), 2e-3, 8e-3))
+        if self.behind:
+            faults.append(Partition(self.behind, self.split_s, self.split_s + self.split_for_s))
         return faults
 
     def steps_of(self, worker: int) -> int:
@@ -252,6 +277,9 @@ class Scenario:
     def rule(self) -> Optimizer:
         return OPTIMIZERS[self.optimizer](learning_rate=LEARNING_RATE)
 
+    def _machine(self, rank: int) -> int:
+        return rank % (self.hosts or self.size)
+
     def _number(self, what: str, worker: int, step: int) -> int:
         return stream(self.seed, int.from_bytes(what.encode(), "little"), worker << 32 | step) >> 8
 
@@ -283,7 +311,7 @@ def _losses(scenario: Scenario) -> dict[str, Any]:
     return {
         "deaths": deaths,
         "death_s": draw.among(range(1, 200)) * 1e-3 if at_once else 0.0,
-        "lease_s": 0.5 if frozen else 0.0,
+        "lease_s": LEASE_S if frozen else 0.0,
         "freeze": draw.among((1, 2, 3)) if frozen else 0,
     }
 
@@ -298,3 +326,26 @@ def _replicas(scenario: Scenario) -> dict[str, Any]:
         "replicas": 1,
         "server_death": draw.among((0, 1, 1, 1)) * (1 + draw.among(range(calls))),
     }
+
+
+def _split(scenario: Scenario) -> dict[str, Any]:
+    """Fields that say which machines lose which, and when; or none."""
+    draw = _Draw(SPLITS | scenario.seed)
+    machines = len(set(scenario.machines))
+    if machines == 1 or draw.among((1, 1, 0)):
+        return {}
+    fields = {
+        "split": 1 + draw.among(range((1 << machines) - 2)),
+        "split_s": draw.among((1e-3, 1e-2, 1e-1)) * draw.among(range(1, 20)),
+        "split_for_s": draw.among((1e-3, 2e-2, 0.3, 2.0)),
+    }
+    split = replace(scenario, **fields)
+    spoken_for = len(scenario.deaths) + (2 if scenario.death_s else 0) + bool(scenario.freeze)
+    left = {scenario.servers + worker for worker in scenario.fated[spoken_for:]} - split.behind
+    cut_off = any(rank >= scenario.servers for rank in split.behind)
+    if scenario.feedback != "ef21" and left and cut_off and draw.among((True, True, False)):
+        # Somebody goes on; who is behind it has time to be missed.
+        return {**fields, "lease_s": LEASE_S, "split_for_s": draw.among((0.3, 2.0, 20.0))}
+    if scenario.lease_s and not left:
+        fields["split_for_s"] = min(fields["split_for_s"], LEASE_S / 4)
+    return fields

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from psgrad.chunk_state import ChunkState, Push
 from psgrad.invariants import InvariantError
-from psgrad.kernels.hashing import stream
 from psgrad.layout import Chunk, Float32
 from psgrad.scenario import LEARNING_RATE, Scenario
 from psgrad.shard import Shard
@@ -45,11 +44,12 @@ class Fates:
     die_at_once: Sequence[int]
     freezes: int | None
     computes_long: int | None
+    cut_off: Collection[int] = ()  # may be shut out: a split parts them from the coordinator
 
     @classmethod
     def of(cls, scenario: Scenario) -> Fates:
         """Which workers: an order that follows from the seed, and they in turn."""
-        order = sorted(range(scenario.workers), key=lambda w: stream(scenario.seed, 0xDEAD, w))
+        order = scenario.fated
         count = len(scenario.deaths)
         die = dict(zip(order, scenario.deaths, strict=False))
         rest = order[count:]
@@ -57,13 +57,15 @@ class Fates:
         at_once = [rest.pop(0) for _ in range(min(2, len(rest) - 1))] if scenario.death_s else []
         freezes = rest.pop(0) if scenario.freeze and len(rest) > 1 else None
         long = rest.pop(0) if scenario.freeze and rest else None
-        return cls(die, at_once, freezes, long)
+        behind = scenario.behind if scenario.lease_s else ()
+        cut_off = {r - scenario.servers for r in behind if r >= scenario.servers}
+        return cls(die, at_once, freezes, long, cut_off)
 
     @property
     def doomed(self) -> set[int]:
         """Workers that may be gone at the end."""
         frozen = set() if self.freezes is None else {self.freezes}
-        return {*self.die, *self.die_at_once, *frozen}
+        return {*self.die, *self.die_at_once, *frozen, *self.cut_off}
 
 
 def kills(scenario: Scenario) -> list[Kill]:
@@ -143,11 +145,12 @@ def check(
     died = set(range(scenario.workers)) - ends.keys()
     if died - fates.doomed:
         raise InvariantError(f"workers {sorted(died - fates.doomed)} are gone and should not be")
+    fenced = {w for w in range(scenario.workers) if _is_fenced(scenario.servers + w, warnings)}
     for worker in books.woken:
-        rank = scenario.servers + worker
-        fenced = any(f"rank {rank} " in said and "FencedError" in said for said in warnings)
-        if not fenced or worker in ends:
+        if worker not in fenced or worker in ends:
             raise InvariantError(f"worker {worker} was frozen and is not shut out")
+    if unsaid := died - fenced - {*fates.die, *fates.die_at_once}:
+        raise InvariantError(f"workers {sorted(unsaid)} are gone and nobody said why")
     first = min(ends)
     for worker, params in ends.items():
         if params.tobytes() != ends[first].tobytes():
@@ -169,7 +172,13 @@ def check(
         compared.append("deaths")
     if books.woken:
         compared.append("fenced")
+    if fenced - books.woken:
+        compared.append("cut off")
     return compared
+
+
+def _is_fenced(rank: int, warnings: Sequence[str]) -> bool:
+    return any(f"rank {rank} " in said and "FencedError" in said for said in warnings)
 
 
 def _check_order(books: Books, chunk: int, applied: Sequence[Applied], died: set[int]) -> None:

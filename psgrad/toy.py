@@ -150,6 +150,7 @@ def play(
 def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
     """The main of a worker."""
     params = worker.register(scenario.arrays())
+    fates = Fates.of(scenario)
     names = list(params)
     place = Place(worker.rank, sum(scenario.sizes))
     worker.keep("place", place)
@@ -161,7 +162,8 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
         flat = np.concatenate([params[name] for name in names])
         _compute(scenario, worker, step, compute.seconds(worker.rank, step), books)
         same = flat.tobytes() == b"".join(params[name].tobytes() for name in names)
-        if not same and worker.rank not in books.woken:  # others have gone on without it
+        apart = worker.rank in books.woken or worker.rank in fates.cut_off
+        if not same and not apart:  # others may go on without it
             raise InvariantError(f"parameters of worker {worker.rank} changed while it computed")
         place.step = step
         grad = scenario.gradient(worker.rank, step, flat)
@@ -184,8 +186,9 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
     books.left[worker.rank] = worker.clock
     worker.barrier()
     if scenario.has_losses:
-        # What had left of the dead comes, or not, at one server or another.
-        _sleep(scenario, worker, SETTLED_S)
+        # What had left of the dead comes, or not, at one server or another; behind a split later.
+        healed_s = scenario.split_s + scenario.split_for_s if scenario.behind else 0.0
+        _sleep(scenario, worker, SETTLED_S + max(0.0, healed_s - worker.now()))
     worker.pull(dense=True)
     told.updates = worker.updates
     worker.barrier()

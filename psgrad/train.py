@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad import aggregate, faults, outer, preemption, runfolder
+from psgrad import aggregate, faults, loss_scale, outer, preemption, runfolder
 from psgrad.checkpointing import AUTO
 from psgrad.codecs import Compression
 from psgrad.compute import load_data
@@ -60,6 +60,7 @@ def configure(sources: list[Source]) -> Config:
     check_chunk_bytes(config.chunk_bytes)
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
     Every.parse(config.checkpoint_every)
+    loss_scale.parse(config.loss_scale, config.precision)
     preemption.check(config.stop_signals)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)

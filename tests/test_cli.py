@@ -135,6 +135,8 @@ def test_every_option_names_a_key(option):
         ("--device", "cpu", "device", "cpu"),
         ("--chunk-bytes", "65536", "chunk_bytes", 65536),
         ("--overlap", "on", "overlap", "on"),
+        ("--precision", "bfloat16", "precision", "bfloat16"),
+        ("--loss-scale", "fixed:scale=64", "loss_scale", "fixed:scale=64"),
         ("--shared-memory", "off", "shared_memory", "off"),
         ("--checkpoint-every", "500", "checkpoint_every", "500"),
         ("--checkpoint-dir", "7", "checkpoint_dir", "7"),

@@ -201,6 +201,13 @@ def test_a_slow_link_on_one_machine():
     assert "exclude" not in finding.cure
 
 
+def test_a_slow_link_between_two_nodes_is_nobodys_fault():
+    rates = {(0, 1): 1e9, (0, 2): 1e9, (0, 3): 1e9, (1, 2): 1e9, (1, 3): 1e8, (2, 3): 1e9}
+    measured = Measured(tuple(Link(a, b, 5, rate) for (a, b), rate in rates.items()), 6)
+    finding = job.links(job_of("abcd"), measured)
+    is_(finding, "warn", "1 of 6 slow: rank 1 (b) to rank 3 (d)", "network between b and d")
+
+
 def test_links_that_were_not_measured():
     one = Link(0, 1, 1.5, 1e10)
     finding = job.links(job_of("aaa"), Measured((one,), 3))
@@ -263,7 +270,8 @@ def test_whether_mpi_takes_a_gpus_memory_is_only_told():
         (0, "yes"),
         (-11, "no, the attempt ended with SIGSEGV"),
         (-99, "no, the attempt ended with signal 99"),
-        (1, "no, the attempt ended with status 1"),
+        (3, "no, MPI does not carry it"),
+        (1, "not known, the attempt ended with status 1"),
     ],
 )
 def test_what_the_attempt_says(status, text):
@@ -271,7 +279,7 @@ def test_what_the_attempt_says(status, text):
 
 
 def test_an_attempt_without_a_gpu_fails_and_harms_nobody():
-    assert cuda.attempt({"PATH": "/usr/bin:/bin"}) == "no, the attempt ended with status 1"
+    assert cuda.attempt({"PATH": "/usr/bin:/bin"}) == "not known, the attempt ended with status 1"
 
 
 @pytest.mark.parametrize(

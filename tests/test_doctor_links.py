@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgrad.doctor.links import MOST_PAIRS, Link, culprits, pairs, slow
+from psgrad.doctor.links import MOST_PAIRS, Link, better, culprits, pairs, slow
 
 
 def network(hosts, rates, usual=1e9):
@@ -91,6 +91,10 @@ def test_late_links_are_slow_too():
 def test_what_is_late_by_little_is_not():
     links = [Link(0, b, 1.0 if b < 3 else 9.0, 1e9) for b in range(1, 4)]
     assert slow(links, "abcd") == []
+
+
+def test_of_two_measurements_the_better_figures_count():
+    assert better(Link(0, 1, 5.0, 1e9), Link(0, 1, 7.0, 2e9)) == Link(0, 1, 5.0, 2e9)
 
 
 def test_a_link_alone_is_compared_with_nothing():

@@ -142,15 +142,16 @@ def test_many_ranks_share_lines_and_only_the_slowest_links_are_shown():
 
 
 def test_the_record_is_json():
-    ranks = job_of("ab")
+    ranks, wanted = job_of("ab", gpus=("x",)), Wanted((True, False))
     measured = Measured((Link(0, 1, 2.0, 1e9),), 1, (0.0, 0.5))
     found = [Finding("clocks", "warn", "apart", "NTP")]
-    record = json.loads(json.dumps(report.record(ranks, measured, found, ["-", "x"])))
+    record = json.loads(json.dumps(report.record(ranks, wanted, measured, found)))
     assert (record["what"], record["state"]) == ("doctor", "warn")
     assert record["findings"] == [
         {"check": "clocks", "state": "warn", "seen": "apart", "cure": "NTP"}
     ]
-    assert [(rank["host"], rank["gpu"]) for rank in record["ranks"]] == [("a", "-"), ("b", "x")]
+    said = [(rank["host"], rank["role"], rank["gpu"]) for rank in record["ranks"]]
+    assert said == [("a", "server", "-"), ("b", "worker", "x")]
     assert record["links"] == [{"a": 0, "b": 1, "latency_us": 2.0, "bandwidth": 1e9, "slow": False}]
     assert record["clocks_s"] == [0.0, 0.5]
 
@@ -238,11 +239,41 @@ def test_the_mpiexec_on_path(tmp_path):
 
 
 def test_what_a_model_takes_is_known_by_rank():
-    wanted = examine._wanted(examine.Plan(nbytes=64 << 20), examine.Roles(3, 1))
+    wanted = examine._wanted(examine.Plan(nbytes=64 << 20), "aab")
     assert wanted.servers == (True, False, False)
     assert wanted.need[0] > 3 * (64 << 20)  # parameters and Adam's two
     assert wanted.need[1] == wanted.need[2] >= 64 << 20
-    assert examine._wanted(examine.Plan(), examine.Roles(3, 2)).need == ()
+
+
+def test_servers_are_where_training_would_have_them():
+    plan = examine.Plan(servers=2)
+    assert examine._wanted(plan, "aab").servers == (True, False, True)
+    assert examine._wanted(replace(plan, placement="first"), "aab").servers == (True, True, False)
+    assert examine._wanted(replace(plan, servers=9), "aa").servers == (True, False)
+    assert examine._wanted(plan, "aab").need == ()
+
+
+HET = {
+    "SLURM_HET_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "7",
+    "SLURM_NTASKS_HET_GROUP_0": "3", "SLURM_NTASKS_HET_GROUP_1": "4",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "expected"),
+    [
+        ([], {}, (1, "spread")),
+        (["--servers", "2", "--placement", "first"], {}, (2, "first")),
+        ([], HET, (3, "first")),
+        (["--servers", "2"], HET, (2, "first")),
+        (["--placement", "spread"], HET, (3, "spread")),
+    ],
+)
+def test_a_het_job_says_who_the_servers_are(monkeypatch, argv, environ, expected):
+    plans = []
+    monkeypatch.setattr(examine, "examine", lambda plan, *_: plans.append(plan) or 0)
+    assert doctor_command.doctor(argv, environ) == 0
+    assert [(plan.servers, plan.placement) for plan in plans] == [expected]
 
 
 @pytest.mark.parametrize(("there", "shared"), [(True, True), (False, False)])

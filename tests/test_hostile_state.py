@@ -25,7 +25,7 @@ from psgrad.guard import StepGuard
 from psgrad.resuming import Resuming
 from psgrad.saving import ServerSaving
 from psgrad.shard import Shard
-from psgrad.trainer import Tally
+from psgrad.tally import Tally
 from psgrad.worker_state import ARRAY, unpack
 
 # A manifest

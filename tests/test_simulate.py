@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_train import ONE_THREAD, train
 
-from psgrad import cli, simulate
+from psgrad import cli, simulate, soak
 from psgrad.errors import ConfigError
 from psgrad.transport.clockwork import RankError
 
@@ -250,6 +250,26 @@ def test_soaking(capsys):
     assert passed >= 1
 
 
+def test_a_range_of_seeds_in_two_processes_is_that_in_one():
+    one, two = (soak.soak(40, 205, None, jobs) for jobs in (1, 2))
+    assert one == two
+    assert (one.first, one.last, one.count, one.failed) == (40, 244, 205, [])
+    assert one.line == "205 schedules passed, 0 failed; the last seed was 244"
+    for what in ("deaths", "partitions", "partitions and deaths", "messages that come twice"):
+        assert one.had[what] >= 10
+        assert f"\n{what:30}"[:20] in "\n" + soak.table(one)
+
+
+def test_a_command_for_a_range_of_seeds(capsys, monkeypatch):
+    monkeypatch.setattr(soak, "SAID", 2)
+    monkeypatch.setattr(soak, "BLOCK", 1)
+    status, out, _ = psgrad(capsys, "simulate", "--seeds", 3, "--first", 7)
+    assert status == 0
+    first, *_, last = out.splitlines()
+    assert re.fullmatch(r"2 schedules passed, 0 failed; the last seed was 8, \d+ s", first)
+    assert last == "3 schedules passed, 0 failed; the last seed was 9"
+
+
 def test_soaking_names_the_seeds_that_fail(capsys, monkeypatch):
     from psgrad import rehearsal
 
@@ -270,7 +290,11 @@ def test_soaking_names_the_seeds_that_fail(capsys, monkeypatch):
         (["--seed", "-3"], "expected"),
         (["--seed", "3", "--minutes", "1"], "not allowed with argument"),
         (["--seed", "3", "--set", "werkers=1"], "unknown field of a scenario 'werkers'"),
-        (["--seed", "3", "--first", "1"], "--first goes with --minutes"),
+        (["--seed", "3", "--first", "1"], "--first goes with --seeds or --minutes"),
+        (["--seed", "3", "--jobs", "2"], "--jobs goes with --seeds or --minutes"),
+        (["--seeds", "3", "--minutes", "1"], "not allowed with argument"),
+        (["--seeds", "0"], "expected a count of at least 1"),
+        (["--seeds", "3", "--trace", "out"], "--set and --trace go with --seed"),
         (["--minutes", "nan"], "--minutes must be a number above 0, got nan"),
         (["--minutes", "1", "--set", "workers=1"], "--set and --trace go with --seed"),
     ],

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from psgrad import launch as launching
 from psgrad.bench.memory import layout_of, server_items, worker_items
+from psgrad.crash import warn
 from psgrad.doctor import cuda, job, nodes, report
 from psgrad.doctor.facts import Facts, look, with_mpi
 from psgrad.doctor.finding import Finding, worst
@@ -27,7 +28,7 @@ from psgrad.doctor.pingpong import measure
 from psgrad.errors import LaunchError
 from psgrad.optimizers import Adam
 from psgrad.options import Options
-from psgrad.placement import local_workers
+from psgrad.placement import SPREAD, local_workers, order
 from psgrad.roles import Roles
 from psgrad.transport.mpi import MpiTransport, load_mpi
 
@@ -43,6 +44,7 @@ class Plan:
 
     folder: Path = Path()
     servers: int = 1
+    placement: str = SPREAD
     gpu_share: bool = False
     nbytes: int = 0
     seconds: float = 20.0
@@ -60,6 +62,7 @@ def examine(plan: Plan, environ: Mapping[str, str], show: Callable[[str], None])
     facts, mpi = _with_library(facts)
     if mpi is None or facts.problem:
         return _alone(plan, facts, environ, show)
+    _warn_before_start(facts)
     load_mpi()
     transport = MpiTransport()
     facts = _of_rank(facts, transport, mpi)
@@ -84,6 +87,14 @@ def _with_library(facts: Facts) -> tuple[Facts, Any]:
     if not mpi.Is_initialized():
         facts = dataclasses.replace(facts, problem=mismatch(facts.launched, facts.mpi))
     return facts, mpi
+
+
+def _warn_before_start(facts: Facts) -> None:
+    """Says, once on a node, what may end the ranks inside of MPI's start: MPICH dies of SIGBUS."""
+    if facts.launched.local_rank == 0:
+        found = nodes.shared_memory([facts] * facts.launched.local_size)
+        if found.state == "FAIL":
+            warn(f"{found.check}: {found.seen}, and may end where it starts; {found.cure}")
 
 
 def _of_rank(facts: Facts, transport: MpiTransport, mpi: Any) -> Facts:
@@ -119,13 +130,13 @@ def _together(
 ) -> int:
     facts = _look_for_file(facts, transport)
     everyone = [Facts.from_json(blob) for blob in transport.exchange(facts.to_json())]
-    roles = Roles(transport.size, min(plan.servers, transport.size - 1))
-    wanted = _wanted(plan, roles)
+    hosts = [f.host for f in everyone]
+    wanted = _wanted(plan, hosts)
     first = local_workers(nodes.seats(everyone, wanted))[facts.rank] == 0
     mine = cuda.attempt(environ) if first and facts.gpus else ""
     tried = [blob.decode() for blob in transport.exchange(mine.encode())]
     comm = load_mpi().COMM_WORLD.Dup()
-    measured = measure(comm, pairs([f.host for f in everyone]), plan.seconds)
+    measured = measure(comm, pairs(hosts), hosts, plan.seconds)
     status = b""
     if facts.rank == 0:
         found = _findings(everyone, wanted, measured, tried, Mpiexec())
@@ -157,14 +168,17 @@ def _look_for_file(facts: Facts, transport: MpiTransport) -> Facts:
     return dataclasses.replace(facts, folder_shared=seen)
 
 
-def _wanted(plan: Plan, roles: Roles) -> Wanted:
+def _wanted(plan: Plan, hosts: Sequence[str]) -> Wanted:
+    """``plan`` for the ranks on ``hosts``, of which one at least is a worker."""
+    roles = Roles(len(hosts), min(plan.servers, len(hosts) - 1))
+    first = set(order(hosts, roles.servers, plan.placement)[: roles.servers])
+    servers = tuple(rank in first for rank in range(roles.size))
     need: tuple[int, ...] = ()
     if plan.nbytes:
         layout, options = layout_of(plan.nbytes), Options(servers=roles.servers, optimizer=Adam())
         serves = sum(item.nbytes for item in server_items(layout, options, roles))
         works = sum(item.nbytes for item in worker_items(layout, options, roles))
-        need = tuple(serves if roles.is_server(r) else works for r in range(roles.size))
-    servers = tuple(roles.is_server(rank) for rank in range(roles.size))
+        need = tuple(serves if server else works for server in servers)
     return Wanted(servers, plan.gpu_share, plan.nbytes, len(Adam().slots), need)
 
 
@@ -214,8 +228,7 @@ def _tell(
 ) -> None:
     show(report.text(facts, wanted, measured, found))
     if plan.json:
-        gpus = report.gpus_of(facts, wanted)
-        show(json.dumps(report.record(facts, measured, found, gpus)))
+        show(json.dumps(report.record(facts, wanted, measured, found)))
 
 
 def _status(plan: Plan, found: Sequence[Finding]) -> int:

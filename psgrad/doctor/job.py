@@ -170,12 +170,13 @@ def links(facts: Sequence[Facts], measured: Measured) -> Finding:
     seen = f"{len(bad)} of {len(measured.links)} slow: {'; '.join(shown)}{more}"
     if named:
         seen = f"{', '.join(named)}: every link is slow. {seen}"
-    node = named[0] if named else hosts[bad[0].link.b]
-    cure = (
-        f"run without {node} (srun --exclude={node}), and have its network looked at"
-        if len(set(hosts)) > 1
-        else "look for other programs on these cores (top), and at the binding of the ranks"
-    )
+    ends = dict.fromkeys((hosts[bad[0].link.a], hosts[bad[0].link.b]))
+    if named:
+        cure = f"run without {named[0]} (srun --exclude={named[0]}), have its network looked at"
+    elif len(ends) > 1:
+        cure = f"look at the network between {' and '.join(ends)}, and who else uses it"
+    else:
+        cure = "look for other programs on these cores (top), and at the binding of the ranks"
     return Finding("links", "warn", seen, cure)
 
 

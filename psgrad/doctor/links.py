@@ -47,6 +47,16 @@ class Measured:
     silent: tuple[int, ...] = ()
 
 
+def better(link: Link, again: Link) -> Link:
+    """The better figures of two measurements of one pair."""
+    return Link(
+        link.a,
+        link.b,
+        min(link.latency_us, again.latency_us),
+        max(link.bandwidth, again.bandwidth),
+    )
+
+
 def pairs(hosts: Sequence[str]) -> list[tuple[int, int]]:
     """Which pairs of ranks are measured, those that say most first.
 

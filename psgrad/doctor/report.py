@@ -45,14 +45,12 @@ def lines(findings: Sequence[Finding]) -> str:
 
 def who(facts: Sequence[Facts], wanted: Wanted) -> str:
     """Rank, role, host, cores and GPU; the ranks of one kind in one line where there are many."""
-    bound = gpus_of(facts, wanted)
-    servers = wanted.servers or (False,) * len(facts)
     rows: dict[tuple[str, ...], list[int]] = {}
-    for f in facts:
-        role = "-" if len(facts) == 1 else "server" if servers[f.rank] else "worker"
+    about = zip(facts, roles_of(facts, wanted), gpus_of(facts, wanted), strict=True)
+    for f, role, gpu in about:
         # Of many ranks, those that are alike share a line.
         alone = str(f.rank) if len(facts) <= TABLE else ""
-        rows.setdefault((role, f.host, numbers(f.cores), bound[f.rank], alone), []).append(f.rank)
+        rows.setdefault((role, f.host, numbers(f.cores), gpu, alone), []).append(f.rank)
     shown = [(numbers(which), *row[:4]) for row, which in rows.items()]
     table = [("rank", "role", "host", "cores", "GPU"), *shown]
     widths = [max(len(row[i]) for row in table) for i in range(5)]
@@ -60,6 +58,13 @@ def who(facts: Sequence[Facts], wanted: Wanted) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     )
+
+
+def roles_of(facts: Sequence[Facts], wanted: Wanted) -> list[str]:
+    """Each rank's role; - for a process alone, which has none."""
+    if len(facts) == 1:
+        return ["-"]
+    return ["server" if seat.server else "worker" for seat in seats(facts, wanted)]
 
 
 def gpus_of(facts: Sequence[Facts], wanted: Wanted) -> list[str]:
@@ -95,18 +100,17 @@ def matrix(links: Sequence[Link], facts: Sequence[Facts]) -> str:
 
 
 def record(
-    facts: Sequence[Facts], measured: Measured, findings: Sequence[Finding], gpus: Sequence[str]
+    facts: Sequence[Facts], wanted: Wanted, measured: Measured, findings: Sequence[Finding]
 ) -> dict[str, Any]:
     """All of it for programs."""
     hosts = [f.host for f in facts]
     bad = {one.link for one in slow(measured.links, hosts)}
+    about = zip(facts, roles_of(facts, wanted), gpus_of(facts, wanted), strict=True)
     return {
         "what": "doctor",
         "state": worst(findings),
         "findings": [dataclasses.asdict(finding) for finding in findings],
-        "ranks": [
-            {**dataclasses.asdict(f), "gpu": gpu} for f, gpu in zip(facts, gpus, strict=True)
-        ],
+        "ranks": [{**dataclasses.asdict(f), "role": role, "gpu": gpu} for f, role, gpu in about],
         "links": [{**dataclasses.asdict(link), "slow": link in bad} for link in measured.links],
         "clocks_s": list(measured.clocks),
     }

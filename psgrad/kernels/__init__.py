@@ -25,6 +25,9 @@ ACTIVATIONS: Final = ("gelu", "relu", "tanh")
 
 DEVICES: Final = ("auto", "cpu", "gpu")
 
+PRECISIONS: Final = ("float32", "tf32", "bfloat16", "float16")
+"""What the factors of matrix products may be; what else there is stays float32."""
+
 LAYER_NORM_EPS: Final = 1e-5
 """Added to a variance, so that a row of equal values has no infinite inverse."""
 
@@ -61,8 +64,14 @@ class Kernels(Protocol):
     def synchronize(self) -> None:
         """Return when all work queued so far is done."""
 
-    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        """a[..., m, k] b[..., k, n], into ``out`` where that is given. a and b may be views."""
+    def matmul(
+        self, a: Array, b: Array, out: Array | None = None, precision: str = "float32"
+    ) -> Array:
+        """a[..., m, k] b[..., k, n], into ``out`` where that is given. a and b may be views.
+
+        ``precision``, one of `PRECISIONS`, is that of the factors (`kernels.precision`); with
+        another one than float32 they must be float32 arrays. The result is one in any case.
+        """
 
     def bias_activation(self, z: Array, bias: Array, kind: str) -> Array:
         """h[b, n] = act(z + bias), with z[b, n] and bias[n]. Consumes z.

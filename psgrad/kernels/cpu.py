@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.kernels import ACTIVATIONS, LAYER_NORM_EPS
+from psgrad.kernels.precision import rounded
 
 xp = np
 device = "cpu"
@@ -39,8 +40,13 @@ def synchronize() -> None:
     """NumPy has finished when it returns."""
 
 
-def matmul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-    product: NDArray[Any] = np.matmul(a, b, out=out)
+def matmul(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    out: NDArray[Any] | None = None,
+    precision: str = "float32",
+) -> NDArray[Any]:
+    product: NDArray[Any] = np.matmul(rounded(a, precision), rounded(b, precision), out=out)
     return product
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.kernels import ACTIVATIONS, LAYER_NORM_EPS, Array
+from psgrad.kernels.gemm import Product, product
 
 xp = cupy
 device = "gpu"
@@ -63,8 +64,56 @@ def synchronize() -> None:
     cupy.cuda.get_current_stream().synchronize()
 
 
-def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
-    return cupy.matmul(a, b, out=out)
+def matmul(a: Array, b: Array, out: Array | None = None, precision: str = "float32") -> Array:
+    if precision == "float32":
+        return cupy.matmul(a, b, out=out)
+    if out is None:
+        out = cupy.empty((*a.shape[:-1], b.shape[-1]), np.float32)
+    if out.size:
+        assert out.flags.c_contiguous, "a product needs a contiguous result"
+        _tensor_cores(product(a, b, functools.partial(_converted, precision)), out, precision)
+    return out
+
+
+def _tensor_cores(it: Product, out: Array, precision: str) -> None:
+    """out[..., m, n] float32 of factors that have ``precision``; sums are in float32."""
+    cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
+    kind = {"float16": runtime.CUDA_R_16F, "bfloat16": runtime.CUDA_R_16BF}
+    compute = cublas.CUBLAS_COMPUTE_32F
+    if precision == "tf32":
+        compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+    factors: list[int] = []
+    for factor in (it.b, it.a):  # see kernels.gemm for the order
+        place = factor.array.data.ptr, kind.get(precision, runtime.CUDA_R_32F)
+        factors += [*place, factor.leading, factor.stride]
+    flips = int(it.b.flipped), int(it.a.flipped)  # CUBLAS_OP_N is 0, CUBLAS_OP_T 1
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    cublas.gemmStridedBatchedEx(
+        cupy.cuda.device.get_cublas_handle(), *flips, it.n, it.m, it.k,
+        one.ctypes.data, *factors, zero.ctypes.data,
+        out.data.ptr, runtime.CUDA_R_32F, it.n, it.m * it.n, it.batch,
+        compute, cublas.CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+    )  # fmt: skip
+
+
+def _converted(precision: str, x: Array) -> Array:
+    """x as cuBLAS reads ``precision``, contiguous; bfloat16 as uint16, CuPy having no such type."""
+    x = cupy.ascontiguousarray(x)
+    if precision == "float16":
+        return x.astype(np.float16)
+    return _bfloat16()(x) if precision == "bfloat16" else x
+
+
+@functools.cache
+def _bfloat16() -> Any:
+    """float32 to bfloat16, to the nearest, ties to even; NaN stays NaN."""
+    return cupy.ElementwiseKernel(
+        "float32 x",
+        "uint16 y",
+        "const unsigned int u = __float_as_uint(x);"
+        "y = x != x ? 0x7fc0 : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;",
+        "psgrad_bfloat16",
+    )
 
 
 def bias_activation(z: Array, bias: Array, kind: str) -> Array:

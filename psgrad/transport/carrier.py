@@ -253,7 +253,7 @@ class Carrier:
     def tell(self, end: End, peer: int) -> None:
         """``end`` will know a little later that ``peer`` has died."""
         if self.ends[peer].tolerant:
-            when_s = self.clock.now_s + self._wires.noticed_s(end.rank.index, peer)
+            when_s = self._wires.noticed_s(end.rank.index, peer, self.clock.now_s)
             self.clock.at(when_s, self._notice, (end, peer))
 
     def _notice(self, what: tuple[End, int]) -> None:

@@ -32,7 +32,7 @@ from psgrad.push_encoder import PushEncoder
 from psgrad.resuming import Resuming
 from psgrad.roles import Roles
 from psgrad.shard import Shard
-from psgrad.trainer import Tally
+from psgrad.tally import Tally
 from psgrad.worker_state import WorkerState, unpack
 
 WORKERS, STEPS, EPOCHS, BATCH = 2, 3, 2, 4
