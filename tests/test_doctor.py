@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MPIS
-from installed_mpi import Mpi, environment, execute
+from installed_mpi import Mpi, environment, execute, installed
 
 from psgrad.doctor.pingpong import SilentError, _until
 
 ROOT = Path(__file__).resolve().parents[1]
+MPIS = installed()
 PROGRAM = Path(__file__).parent / "ranks" / "doctor.py"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
