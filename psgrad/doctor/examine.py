@@ -190,7 +190,8 @@ def _findings(
     mpiexec: Mpiexec,
 ) -> list[Finding]:
     """All checks, in the order in which somebody would look: first what makes others fail."""
-    found = [job.launch(facts), job.library(facts)]
+    found = [job.launch(facts)] if facts[0].mpi else []
+    found.append(job.library(facts))
     if facts[0].mpi and not facts[0].problem:
         found += [job.launcher(facts, mpiexec), job.threads(facts), job.tolerance(facts)]
     found += [
