@@ -46,7 +46,7 @@ class Inspector:
         self._asked = False
         self._reported = False
         self._heard_s: dict[int, float] = dict.fromkeys(range(roles.size), now_s)
-        self._last: dict[int, str] = {}
+        self._last: dict[int, Header] = {}
         self._told: dict[int, Told] = {}
 
     @property
@@ -54,18 +54,20 @@ class Inspector:
         """How often somebody who waits for messages has to look."""
         return min(1.0, self._stall_s / 4)
 
-    def moved(self, now_s: float) -> None:
-        """The run gets on."""
-        self._moved_s, self._asked, self._reported = now_s, False, False
-        self._told.clear()
-
     def heard(self, rank: int, header: Header, now_s: float) -> None:
         """A message has come."""
         self._heard_s[rank] = now_s
         if header.kind in STILL:
             return
-        self._last[rank] = f"{header.kind.name} of clock {header.clock}"
-        self.moved(now_s)
+        self._last[rank] = header
+        self._moved_s = now_s
+        if self._asked:
+            self._asked = self._reported = False
+            self._told.clear()
+
+    def is_quiet(self, now_s: float) -> bool:
+        """Whether it is time to look closer."""
+        return now_s - self._moved_s >= max(self._stall_s / 2, self._stall_s - ANSWER_S)
 
     def answered(self, rank: int, told: Told) -> None:
         """A rank has said what it is doing."""
@@ -74,7 +76,7 @@ class Inspector:
     def is_due(self, now_s: float, running: Sequence[int]) -> bool:
         """Whether there is something to report; asks the ranks before, of workers ``running``."""
         quiet_s = now_s - self._moved_s
-        if not self._asked and quiet_s >= max(self._stall_s / 2, self._stall_s - ANSWER_S):
+        if not self._asked and self.is_quiet(now_s):
             self._asked = True
             for rank in [*self._roles.server_ranks[1:], *map(self._roles.rank_of, running)]:
                 self._outbox.post(rank, Header(Kind.ASK, run=self._run))
@@ -109,7 +111,7 @@ class Inspector:
             told=told,
             silent_s={rank: now_s - self._heard_s[rank] for rank in asked if rank not in told},
             states=self._states(asked),
-            last=self._last,
+            last={r: f"{h.kind.name} of clock {h.clock}" for r, h in self._last.items()},
             come=frozenset(come),
             missing=frozenset(missing),
         )

@@ -196,9 +196,12 @@ class Server:
 
     def _inspect(self, inspector: Inspector, message: tuple[int, Header] | None) -> None:
         """On the coordinator: looks whether anything moves, and says what stands still."""
-        now, running = self._transport.now(), sorted(self._running)
+        now = self._transport.now()
         if message is not None:
             inspector.heard(*message, now)
+        if not inspector.is_quiet(now):
+            return
+        running = sorted(self._running)
         if not inspector.is_due(now, running) and not inspector.is_over(now):
             return
         assert self._coordinator is not None, "only it has an inspector"
@@ -323,6 +326,7 @@ class Server:
             self._report_round(self._shard)
         if self._checkpoints is not None and self._shard is not None:
             self._see_checkpoints(self._checkpoints, self._shard, header, payload)
+            self._report_round(self._shard)  # pushes that waited for a cut may have completed one
         self._check_rendezvous()
 
     def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:

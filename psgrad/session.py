@@ -218,6 +218,10 @@ class Session:
         elif issubclass(kind, Preempted):
             self.transport.close(kind.exit_status)
 
+    def hush(self) -> None:
+        """From now on only what ends the job is said, not what goes wrong beside it."""
+        self._warn = _nothing
+
     @property
     def rank(self) -> int:
         """This rank, 0 to size - 1."""
@@ -352,7 +356,8 @@ class Session:
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
         if chosen.compression.push or chosen.compression.pull:
             self._load_kernels(hosts)
-        inspected = self._processes(chosen)
+        # A recorded run has to be one that a replay can repeat: nobody asks ranks in between.
+        inspected = None if recorder is not None else self._processes(chosen)
         comm = self.transport.subgroup(list(roles.worker_ranks))
         if chosen.fault_tolerant:
             self.transport.tolerate()
@@ -454,6 +459,10 @@ class Session:
         status = exit_status(error)
         self.transport.abort(status)
         raise SystemExit(status)
+
+
+def _nothing(_text: str) -> None:
+    """Says nothing."""
 
 
 def _played(main: Callable[[Worker], T], worker: Worker) -> T | None:

@@ -83,4 +83,6 @@ def _wait(
         reason = "a checkpoint waits for " + ", ".join(f"worker {w}" for w in missing)
         return Wait(worker, clock, chunk, reason, missing)
     decision = may_answer(clock, state.clocks, bound)
+    if decision.allowed:  # a round that is complete here, and is to be committed as a whole
+        return Wait(worker, clock, chunk, "the round is not complete on other servers", ())
     return Wait(worker, clock, chunk, decision.reason, decision.waits_for)

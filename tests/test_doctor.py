@@ -15,6 +15,7 @@ from installed_mpi import Mpi, environment, execute, installed
 from psgrad.doctor.pingpong import SilentError, _until
 
 ROOT = Path(__file__).resolve().parents[1]
+MPIS = installed()
 PROGRAM = Path(__file__).parent / "ranks" / "doctor.py"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
