@@ -77,6 +77,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--chunk-bytes": ("chunk_bytes", "bytes of a chunk (0: the default grid)"),
     "--overlap": ("overlap", "hide communication behind computation: on, off (off)"),
     "--shared-memory": ("shared_memory", "within a node: auto (where it can be), on, off"),
+    "--replicas": ("replicas", "copies of each server, on another one: 0 or 1 (0)"),
     "--checkpoint-every": ("checkpoint_every", "steps (500) or seconds (600s) between checkpoints"),
     "--checkpoint-dir": ("checkpoint_dir", "where they are (RUN_DIR/checkpoints)"),
     "--keep": ("checkpoint_keep", "how many of them stay (2)"),
@@ -88,6 +89,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--run-dir": ("run_dir", "run folder (runs/DATE-MODEL-DATASET-MODE)"),
     "--simulate": ("simulate", "all ranks in this process, without MPI: workers=16,servers=2,..."),
     "--pace": ("pace", "how long a simulated step computes (constant:seconds=0.01)"),
+    "--log-level": ("log_level", "on the screen: error, warning, info or debug (info)"),
     "--progress": ("progress", "auto, line, plain or off"),
 }
 # Never TOML: a file may be called 7.

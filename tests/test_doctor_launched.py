@@ -57,6 +57,21 @@ def test_who_started_this_rank(environ, expected):
 
 
 @pytest.mark.parametrize(
+    ("environ", "rank", "size"),
+    [
+        ({}, 0, 1),
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 2, 4),
+        ({"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "3"}, 1, 3),
+        ({"SLURM_LOCALID": "5"}, 5, 1),
+        ({"MPI_LOCALRANKID": "x", "MPI_LOCALNRANKS": "0"}, 0, 1),
+    ],
+)
+def test_places_on_the_node(environ, rank, size):
+    found = Launched.of(environ)
+    assert (found.local_rank, found.local_size) == (rank, size)
+
+
+@pytest.mark.parametrize(
     ("library", "name", "number"),
     [
         (OMPI5, "openmpi", "5.0.11"),

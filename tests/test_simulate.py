@@ -33,6 +33,24 @@ def simulated(capsys, folder, text, *more):
     return json.loads(out.splitlines()[-1]), err
 
 
+LEVELS = {
+    "error": (),
+    "warning": ("psgrad: warning: ",),
+    "info": ("psgrad: warning: ", "test accuracy", "samples/s  loss"),
+    "debug": ("psgrad: warning: ", "test accuracy", "samples/s  loss", "coordinator-0: "),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_goes_to_the_screen(capsys, tmp_path, level):
+    asked = ["--log-level", level, "--progress", "plain", "--checkpoint-every", "5"]
+    folder = tmp_path / "run"
+    _, err = simulated(capsys, folder, "workers=2", *asked, "--resume", "auto")
+    assert [text for text in LEVELS["debug"] if text in err] == list(LEVELS[level])
+    assert "is safe" in (folder / "logs" / "coordinator-0.log").read_text()
+    assert f'log_level = "{level}"' in (folder / "config.toml").read_text()
+
+
 @pytest.mark.parametrize(
     "more",
     [

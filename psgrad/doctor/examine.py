@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from psgrad import launch as launching
 from psgrad.bench.memory import layout_of, server_items, worker_items
+from psgrad.crash import warn
 from psgrad.doctor import cuda, job, nodes, report
 from psgrad.doctor.facts import Facts, look, with_mpi
 from psgrad.doctor.finding import Finding, worst
@@ -61,6 +62,7 @@ def examine(plan: Plan, environ: Mapping[str, str], show: Callable[[str], None])
     facts, mpi = _with_library(facts)
     if mpi is None or facts.problem:
         return _alone(plan, facts, environ, show)
+    _warn_before_start(facts)
     load_mpi()
     transport = MpiTransport()
     facts = _of_rank(facts, transport, mpi)
@@ -85,6 +87,14 @@ def _with_library(facts: Facts) -> tuple[Facts, Any]:
     if not mpi.Is_initialized():
         facts = dataclasses.replace(facts, problem=mismatch(facts.launched, facts.mpi))
     return facts, mpi
+
+
+def _warn_before_start(facts: Facts) -> None:
+    """Says, once on a node, what may end the ranks inside of MPI's start: MPICH dies of SIGBUS."""
+    if facts.launched.local_rank == 0:
+        found = nodes.shared_memory([facts] * facts.launched.local_size)
+        if found.state == "FAIL":
+            warn(f"{found.check}: {found.seen}, and may end where it starts; {found.cure}")
 
 
 def _of_rank(facts: Facts, transport: MpiTransport, mpi: Any) -> Facts:

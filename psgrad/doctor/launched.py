@@ -7,11 +7,14 @@ inside of MPI_Init. So this is looked at before MPI starts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 Launcher = Literal["openmpi", "hydra", "srun", ""]
+
+LOCAL_RANKS: Final = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+LOCAL_SIZES: Final = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 NAMES: Final[Mapping[str, str]] = {
     "openmpi": "Open MPI's mpiexec",
@@ -39,6 +42,8 @@ class Launched:
     allocation: int = 0  # tasks of the Slurm job around, where no srun has started this
     cpus_per_task: int = 0  # as Slurm was asked for; 0: it was not
     tolerant: bool = False  # Open MPI goes on when a rank dies
+    local_rank: int = 0  # among the ranks of its node
+    local_size: int = 1  # of them, as far as that is said
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Launched:
@@ -47,6 +52,8 @@ class Launched:
             "pmix": "PMIX_RANK" in environ,
             "pmi": "PMI_RANK" in environ or "PMI_FD" in environ,
             "cpus_per_task": _whole(environ.get("SLURM_CPUS_PER_TASK")) or 0,
+            "local_rank": _first(environ, LOCAL_RANKS, 0),
+            "local_size": max(1, _first(environ, LOCAL_SIZES, 1)),
             "tolerant": environ.get("OMPI_MCA_mpi_ft_enable", "") not in ("", "0", "false"),
         }
         if "SLURM_JOB_ID" in environ and not _in_step(environ):
@@ -98,6 +105,12 @@ def mismatch(launched: Launched, library: str) -> str:
         if modern and not launched.pmix:
             return f"srun speaks PMI-2, {library} needs PMIx"
     return ""
+
+
+def _first(environ: Mapping[str, str], names: Sequence[str], default: int) -> int:
+    """The first of ``names`` that is a number."""
+    found = (_whole(environ.get(name)) for name in names)
+    return next((number for number in found if number is not None), default)
 
 
 def _in_step(environ: Mapping[str, str]) -> bool:

@@ -104,6 +104,19 @@ def test_a_heterogeneous_job_has_its_servers_in_group_0(cluster, mpi, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("mpi", ["mpich"], indirect=True)
+def test_a_script_that_was_written_for_a_site(cluster, mpi, tmp_path):
+    made = tmp_path / "mine.sbatch"
+    options = ("--launcher", "srun", "--cpus-per-task", "2", "--tasks-per-node", "2", "--gpus", "1")
+    done = mpi.psgrad(["slurm", "init", *options, "--nodes", "1", "--output", made])
+    assert done.status == 0, done.stderr
+    done = mpi.psgrad(["slurm", "init", *options[:-2], "--output", tmp_path / "two.sbatch"])
+    assert done.status == 0, done.stderr
+    for script, servers, workers in ((made, 1, 1), (tmp_path / "two.sbatch", 2, 2)):
+        job = cluster.submit(script, *TRAINING, cwd=tmp_path, env=login(mpi))
+        has_trained(read(cluster, tmp_path, job), servers, workers)
+
+
 @pytest.mark.parametrize("mpi", ["openmpi"], indirect=True)  # its jobs are those of one node
 def test_a_sweep(cluster, mpi, tmp_path):
     job = submit(cluster, mpi, tmp_path, "array", *TRAINING, options=["--array=0,2"])
