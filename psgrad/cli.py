@@ -89,6 +89,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--run-dir": ("run_dir", "run folder (runs/DATE-MODEL-DATASET-MODE)"),
     "--simulate": ("simulate", "all ranks in this process, without MPI: workers=16,servers=2,..."),
     "--pace": ("pace", "how long a simulated step computes (constant:seconds=0.01)"),
+    "--log-level": ("log_level", "on the screen: error, warning, info or debug (info)"),
     "--progress": ("progress", "auto, line, plain or off"),
 }
 # Never TOML: a file may be called 7.
