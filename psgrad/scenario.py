@@ -321,6 +321,9 @@ def _replicas(scenario: Scenario) -> dict[str, Any]:
     draw = _Draw(REPLICAS | scenario.seed)
     if scenario.servers == 1 or scenario.feedback == "ef21" or draw.among((1, 1, 0)):
         return {}
+    if scenario.behind and scenario.lease_s:
+        # Who is cut off from the coordinator depends on where that is: on either side, one day.
+        return {}
     calls = draw.among((20, 100, 400, 1500))
     return {
         "replicas": 1,
