@@ -30,6 +30,7 @@ else:  # pragma: no cover
 
 MODES: Final = ("sync", "ssp", "async")
 METRICS: Final = ("first", "all")
+LOG_LEVELS: Final = ("error", "warning", "info", "debug")
 PROGRESS: Final = ("auto", "line", "plain", "off")
 DEFAULT_STALENESS: Final = 3
 ENVIRONMENT_PREFIX: Final = "PSGRAD_"
@@ -119,8 +120,11 @@ class Config:
     walltime_margin: float = _key(
         0.0, "seconds before the job's end to stop behind a checkpoint; 0: never", least=0
     )
+    stall: float = _key(60.0, "seconds without movement until a report comes; 0: never", least=0)
+    stall_abort: float = _key(0.0, "seconds without movement that end a run; 0: never", least=0)
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     metrics: str = _key("first", "whose steps are kept: first (worker 0), all", among=METRICS)
+    log_level: str = _key("info", "what goes to the screen beside the logs", among=LOG_LEVELS)
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)
     json: bool = _key(False, "print the summary as JSON on the last line")
     record: bool = _key(False, "write down what psgrad replay needs to repeat the run")

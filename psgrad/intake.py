@@ -20,9 +20,11 @@ from psgrad.transport import Buffer
 
 PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
-SERVER_KINDS: Final = frozenset({Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT})
+SERVER_KINDS: Final = frozenset({Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.ASK})
 """What servers alone send, to each other; beside it they say that they are done."""
-COORDINATOR_KINDS: Final = frozenset({Kind.EVICTED, Kind.COMMIT})
+COORDINATOR_KINDS: Final = frozenset({Kind.EVICTED, Kind.COMMIT, Kind.ASK})
+EVERYONES_KINDS: Final = frozenset({Kind.FINISH, Kind.STOP, Kind.DOING})
+"""What servers and workers send to a server."""
 
 
 class Intake:
@@ -100,7 +102,7 @@ class Intake:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
         if self._roles.is_server(peer):
             leads = peer == 0 or header.kind not in COORDINATOR_KINDS
-            if not leads or header.kind not in SERVER_KINDS | {Kind.FINISH, Kind.STOP}:
+            if not leads or header.kind not in SERVER_KINDS | EVERYONES_KINDS:
                 raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
             return
         if header.kind in SERVER_KINDS:

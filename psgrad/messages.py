@@ -96,6 +96,8 @@ class Kind(enum.IntEnum):
     MOVED = 39  # a server is elsewhere now; what reroutes messages makes it, it never travels
     STOP = 40  # to the coordinator: a rank was asked to stop; payload: by what
     STOPPED = 41  # to a worker: the run has stopped; payload: what of it is safe
+    ASK = 42  # from the coordinator: nothing moves, what are you waiting for?
+    DOING = 43  # its answer; payload: that, in words, and the stack
 
 
 class Verdict(enum.IntEnum):

@@ -58,6 +58,8 @@ class Options:
     resume: str = ""
     stop_signals: Sequence[str] = preemption.DEFAULT
     walltime_margin: float = 0.0
+    stall: float = 60.0
+    stall_abort: float = 0.0
     checkpoints: CheckpointOptions = field(init=False, repr=False)
     aggregate: str = "mean"
     compression: Compression = field(init=False, repr=False)
@@ -79,10 +81,13 @@ class Options:
             "replicas": _whole("replicas", self.replicas, 0),
             "stop_signals": preemption.check(self.stop_signals),
             "walltime_margin": _seconds("walltime_margin", self.walltime_margin),
+            "stall": _seconds("stall", self.stall),
+            "stall_abort": _seconds("stall_abort", self.stall_abort),
         }
         for name, value in fixed.items():
             object.__setattr__(self, name, value)
         check_chunk_bytes(self.chunk_bytes)
+        check_stall(self.stall, self.stall_abort)
         if self.seed >= 1 << 32:
             raise ConfigError(f"seed must be below 2^32, got {self.seed}")
         _known("optimizer", self.optimizer, tuple(OPTIMIZERS.values()), "psgrad.SGD(0.1)")
@@ -172,6 +177,14 @@ def _check_tolerance(options: Options) -> None:
                 f"segment {segment.match!r} has members, and fault_tolerant in sync mode commits "
                 "rounds of all workers; use ssp mode, or leave fault_tolerant out"
             )
+
+
+def check_stall(stall: float, abort: float) -> None:
+    """Raises ``ConfigError`` where a run would end before anybody has looked at what is wrong."""
+    if 0 < abort < stall or (abort and not stall):
+        raise ConfigError(
+            f"stall_abort must be 0, or at least stall, got {abort:g} with stall {stall:g}"
+        )
 
 
 def check_replicas(replicas: int, servers: int, fault_tolerant: bool, shared_memory: str) -> None:

@@ -319,7 +319,7 @@ def _losses(scenario: Scenario) -> dict[str, Any]:
 def _replicas(scenario: Scenario) -> dict[str, Any]:
     """Fields that say whether servers have replicas, and when one of them dies."""
     draw = _Draw(REPLICAS | scenario.seed)
-    if scenario.servers == 1 or scenario.feedback == "ef21" or draw.among((1, 0)):
+    if scenario.servers == 1 or scenario.feedback == "ef21" or draw.among((1, 1, 0)):
         return {}
     calls = draw.among((20, 100, 400, 1500))
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -19,6 +20,7 @@ from psgrad.cuts import Announcement
 from psgrad.errors import CheckpointError, ConfigError, ProtocolError, RankLostError
 from psgrad.guard import is_finite
 from psgrad.halting import Stopping
+from psgrad.inspector import Inspector
 from psgrad.intake import CHUNK_KINDS, PUSH_KINDS, Intake
 from psgrad.layout import Float32, Layout, assign
 from psgrad.leases import Leases
@@ -31,6 +33,7 @@ from psgrad.options import Options
 from psgrad.outbox import Outbox
 from psgrad.pools import GradientPool
 from psgrad.preemption import Preemption
+from psgrad.processes import Process
 from psgrad.record import Recorder
 from psgrad.registration import differing
 from psgrad.resuming import Resuming
@@ -39,8 +42,10 @@ from psgrad.rounds import Rounds
 from psgrad.saving import Checkpoints
 from psgrad.shard import Shard
 from psgrad.sharing import ServerSharing
+from psgrad.stall import Told, View
 from psgrad.transport import Buffer, Transport
 from psgrad.transport.shared import SharingError
+from psgrad.watchdog import Watchdog
 
 WRITING_S: Final = 0.02  # how often a server looks whether a file is written
 
@@ -98,6 +103,8 @@ class Server:
         self._resuming = resuming
         self._warn = warn
         self._stopping = Stopping(preemption)
+        self._watchdog: Watchdog | None = None
+        self._inspector: Inspector | None = None
         self._open = OpenSteps()
         self._layout: Layout | None = None
 
@@ -114,15 +121,26 @@ class Server:
         told = None if self._checkpoints is None else self._checkpoints.stopped
         return told or Stopped("the coordinator", 0, 0, None)
 
+    def watch(self, watchdog: Watchdog | None, processes: Sequence[Process | None] | None) -> None:
+        """Before ``serve``: what looks at this process, and, on the coordinator, at a run that
+        stands still; ``processes`` are those of all ranks."""
+        self._watchdog = watchdog
+        if self._transport.rank == 0 and processes is not None:
+            limits = self._options.stall, self._options.stall_abort
+            now_s = self._transport.now()
+            self._inspector = Inspector(
+                self._roles, self._run, self._outbox, *limits, processes, now_s
+            )
+
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
-        saving = self._checkpoints
         self._transport.connect([r for r in range(self._roles.size) if self._hears(r)])
         while not self.is_over:
-            busy = saving is not None and saving.busy
-            waits = [self._beat_s, WRITING_S if busy else None, self._stopping.watch_s]
-            patience = min((s for s in waits if s is not None), default=None)
-            message = self._transport.receive(self.place, patience)
+            message = self._transport.receive(self.place, self._patience_s)
+            if self._watchdog is not None:
+                self._watchdog.alive()
+            if self._inspector is not None:
+                self._inspect(self._inspector, message)
             self.turn(message, self._transport.now(), self._stopping.news())
         self.close()
 
@@ -165,6 +183,46 @@ class Server:
             raise ProtocolError(f"the run ended with open steps of workers {self._open.workers}")
         if self._gradients.lent:
             raise ProtocolError(f"the run ended with {self._gradients.lent} buffers still in use")
+
+    @property
+    def _patience_s(self) -> float | None:
+        """How long this server waits for a message before it looks after something else."""
+        waits = [self._beat_s, self._stopping.watch_s]
+        if self._checkpoints is not None and self._checkpoints.busy:
+            waits.append(WRITING_S)
+        if self._inspector is not None:
+            waits.append(self._inspector.watch_s)
+        return min((seconds for seconds in waits if seconds is not None), default=None)
+
+    def _inspect(self, inspector: Inspector, message: tuple[int, Header] | None) -> None:
+        """On the coordinator: looks whether anything moves, and says what stands still."""
+        now = self._transport.now()
+        if message is not None:
+            inspector.heard(*message, now)
+        if not inspector.is_quiet(now):
+            return
+        running = sorted(self._running)
+        if not inspector.is_due(now, running) and not inspector.is_over(now):
+            return
+        assert self._coordinator is not None, "only it has an inspector"
+        some, whole = inspector.conclude(now, running, self._view(), *self._coordinator.waiting())
+        for line in whole:
+            self._sink.log(line)
+        self._warn("\n".join(some))
+
+    def _view(self) -> View:
+        """What this server knows of who waits for whom."""
+        if self._shard is None:
+            return View(missing=tuple(sorted(self._running - self._registrations.keys())))
+        return View.of(self._shard.unanswered(), self._shard.pushed())
+
+    def _say_doing(self) -> None:
+        """Tells the coordinator what this server is doing."""
+        told = Told("takes messages", tuple(traceback.format_stack()[:-2]), self._view())
+        payload = encode_json(told.record())
+        rank = self._transport.rank
+        header = Header(Kind.DOING, run=self._run, sequence=rank, nbytes=len(payload))
+        self._outbox.post(0, header, payload)
 
     def _take(self, peer: int, header: Header) -> None:
         """A whole message of ``peer`` has come."""
@@ -231,6 +289,12 @@ class Server:
             self._share(worker, payload)
         elif kind is Kind.ALIVE:
             return
+        elif kind is Kind.ASK:
+            self._say_doing()
+        elif kind is Kind.DOING:
+            if self._inspector is None:
+                raise ProtocolError("a rank says what it is doing, nobody has asked here")
+            self._inspector.answered(header.sequence, Told.from_payload(payload))
         elif kind is Kind.STOP:
             if self._checkpoints is None:
                 raise ProtocolError("a rank asks for a stop, this run has no checkpoints")
@@ -262,6 +326,7 @@ class Server:
             self._report_round(self._shard)
         if self._checkpoints is not None and self._shard is not None:
             self._see_checkpoints(self._checkpoints, self._shard, header, payload)
+            self._report_round(self._shard)  # pushes that waited for a cut may have completed one
         self._check_rendezvous()
 
     def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:
@@ -351,8 +416,7 @@ class Server:
     def _hears(self, rank: int) -> bool:
         """Whether this server listens to ``rank``: to workers, and the coordinator to all."""
         mine = self._transport.rank
-        leads = rank == 0 and self._options.fault_tolerant
-        return rank != mine and (mine == 0 or leads or not self._roles.is_server(rank))
+        return rank != mine and (0 in (mine, rank) or not self._roles.is_server(rank))
 
     def _settle(self, shard: Shard, end: Header, payload: Any) -> None:
         """A worker's open step has ended: its chunks are pushes now, or empty ones."""

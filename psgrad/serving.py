@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from psgrad.hosting import Host
 from psgrad.metrics import Sink
 from psgrad.options import Options
 from psgrad.preemption import Preemption
+from psgrad.processes import Process
 from psgrad.record import Recorder
 from psgrad.replicas import Carry, End, Hosted, Voice
 from psgrad.resuming import Resuming
@@ -24,6 +25,7 @@ from psgrad.saving import Checkpoints, ServerSaving
 from psgrad.server import Server
 from psgrad.shard import Shard
 from psgrad.transport import Transport
+from psgrad.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Serving:
     warn: Callable[[str], None]
     writer: Callable[[], Writer[Any]]
     preemption: Preemption | None
+    watchdog: Watchdog | None = None
+    inspected: Sequence[Process | None] | None = None
 
     def serve(self) -> tuple[Stopped | None, bool]:
         """Answers until the main of every worker has returned.
@@ -63,6 +67,7 @@ class Serving:
         checkpoints = self._checkpoints(self.transport.rank, writers, self.warn)
         rank, warn, told = self.transport.rank, self.warn, self.preemption
         server = self._server(self.transport, self.sink, self.recorder, checkpoints, warn, told)
+        server.watch(self.watchdog, self.inspected)
         server.serve()
         return server.stopped, rank == 0
 

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from psgrad import errors
+from psgrad import errors, processes
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import ThreadWriter, Writer
 from psgrad.crash import describe, exit_status, say, warn
@@ -33,6 +34,7 @@ from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
 from psgrad.placement import SPREAD, order
 from psgrad.preemption import DEFAULT, Preemption
+from psgrad.processes import Process
 from psgrad.record import Recorder
 from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
@@ -43,6 +45,7 @@ from psgrad.transport import Transport
 from psgrad.transport.mpi import MpiTransport
 from psgrad.transport.rerouted import Rerouted
 from psgrad.version import __version__
+from psgrad.watchdog import Watchdog
 from psgrad.worker import Worker
 
 if TYPE_CHECKING:
@@ -84,6 +87,8 @@ def run(
     stop_signals: Sequence[str] = DEFAULT,
     walltime_margin: float = 0.0,
     ends_at: float = 0.0,
+    stall: float = 60.0,
+    stall_abort: float = 0.0,
     comm: MPI.Intracomm | None = None,
 ) -> T | None:
     """Runs ``main(worker)`` on every worker rank and serves parameters on the others.
@@ -132,6 +137,9 @@ def run(
     job with status 75. So does the end of the walltime, ``walltime_margin`` seconds before the unix
     time ``ends_at`` (of Slurm: ``SLURM_JOB_END_TIME``), where both are given.
 
+    Where nothing has moved for ``stall`` seconds, the coordinator reports who waits for whom, and
+    what each rank is doing; 0: never. After ``stall_abort`` seconds it ends the job; 0: never.
+
     Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
     arguments that differ between ranks. An exception in main ends the whole job.
     """
@@ -166,6 +174,8 @@ def run(
             stop_signals=stop_signals,
             walltime_margin=walltime_margin,
             ends_at=ends_at,
+            stall=stall,
+            stall_abort=stall_abort,
         )
 
 
@@ -181,13 +191,16 @@ class Session:
         report: Callable[[str], None] = say,
         warn: Callable[[str], None] = warn,
         writer: Callable[[], Writer[dict[str, Any]]] = ThreadWriter,
+        inspects: bool | None = None,
     ) -> None:
         """``shard`` is what servers keep parameters in: a checked one, for instance. ``report``
         takes the line that says why this rank ends the job, ``warn`` what goes wrong and does not
-        end it. ``writer`` makes what writes files beside the run."""
+        end it. ``writer`` makes what writes files beside the run. ``inspects``: whether somebody
+        looks for a run that stands still; by default where ranks are real."""
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
         # Whether this process is one rank, and its signals are its own.
         self._real = isinstance(self.transport, MpiTransport)
+        self._inspects = self._real if inspects is None else inspects
         self._shard = shard
         self._report = report
         self._warn = warn
@@ -204,6 +217,10 @@ class Session:
             self.transport.close()
         elif issubclass(kind, Preempted):
             self.transport.close(kind.exit_status)
+
+    def hush(self) -> None:
+        """From now on only what ends the job is said, not what goes wrong beside it."""
+        self._warn = _nothing
 
     @property
     def rank(self) -> int:
@@ -279,18 +296,41 @@ class Session:
         sink: Sink | None = None,
         recorder: Recorder | None = None,
         ends_at: float = 0.0,
+        stacks: IO[str] | None = None,
         **options: Any,
     ) -> T | None:
         """``psgrad.run`` within this session.
 
-        ``sink`` takes a server's log lines, ``recorder`` what a replay of the run needs.
+        ``sink`` takes a server's log lines, ``recorder`` what a replay of the run needs, ``stacks``
+        (by default stderr) that of a process which is not in psgrad when nothing moves.
         """
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
         self.place(chosen.servers, chosen.placement)
-        with self._outside(chosen, ends_at) as preemption:
-            return self._run(main, chosen, roles, preemption, sink or Silent(), recorder)
+        with (
+            self._outside(chosen, ends_at) as preemption,
+            self._beside(chosen, roles, stacks or sys.stderr) as watchdog,
+        ):
+            return self._run(main, chosen, roles, preemption, watchdog, sink or Silent(), recorder)
+
+    def _beside(
+        self, options: Options, roles: Roles, stacks: IO[str]
+    ) -> AbstractContextManager[Watchdog | None]:
+        """What looks at this process while it is not in psgrad; not at servers with replicas."""
+        hosts = options.replicas and roles.is_server(self.rank)
+        if hosts or not (self._real and options.stall):
+            return nullcontext()
+        return Watchdog(options.stall, stacks)
+
+    def _processes(self, options: Options) -> list[Process | None] | None:
+        """Those of all ranks, where somebody wants to know. Collective."""
+        if options.replicas or not (self._inspects and options.stall):
+            return None
+        mine = list(processes.myself()) if self._real else None
+        blobs = self.transport.exchange(json.dumps(mine).encode())
+        said = [json.loads(blob) for blob in blobs]
+        return [None if process is None else Process(*process) for process in said]
 
     def _outside(
         self, options: Options, ends_at: float
@@ -298,8 +338,7 @@ class Session:
         """What may ask this rank to stop: a run without checkpoints ends by signals as ever."""
         if not (self._real and options.checkpoints.every):
             return nullcontext()
-        known = ends_at if self.rank == 0 else 0.0  # one rank is enough
-        return Preemption(options.stop_signals, known, options.walltime_margin)
+        return Preemption(options.stop_signals, ends_at, options.walltime_margin)
 
     def _run(
         self,
@@ -307,6 +346,7 @@ class Session:
         chosen: Options,
         roles: Roles,
         preemption: Preemption | None,
+        watchdog: Watchdog | None,
         sink: Sink,
         recorder: Recorder | None,
     ) -> T | None:
@@ -316,6 +356,8 @@ class Session:
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
         if chosen.compression.push or chosen.compression.pull:
             self._load_kernels(hosts)
+        # A recorded run has to be one that a replay can repeat: nobody asks ranks in between.
+        inspected = None if recorder is not None else self._processes(chosen)
         comm = self.transport.subgroup(list(roles.worker_ranks))
         if chosen.fault_tolerant:
             self.transport.tolerate()
@@ -334,6 +376,8 @@ class Session:
                     self._warn,
                     self._writer,
                     preemption,
+                    watchdog,
+                    inspected,
                 )
                 stopped, speaks = serving.serve()
             else:
@@ -341,7 +385,15 @@ class Session:
                 if chosen.replicas:
                     carrier = Rerouted(carrier, roles.servers)
                 worker = Worker(
-                    carrier, roles, chosen, run_id, comm, recorder, resuming, preemption
+                    carrier,
+                    roles,
+                    chosen,
+                    run_id,
+                    comm,
+                    recorder,
+                    resuming,
+                    preemption,
+                    watchdog,
                 )
                 value = _played(main, worker)
                 worker.finish()
@@ -407,6 +459,10 @@ class Session:
         status = exit_status(error)
         self.transport.abort(status)
         raise SystemExit(status)
+
+
+def _nothing(_text: str) -> None:
+    """Says nothing."""
 
 
 def _played(main: Callable[[Worker], T], worker: Worker) -> T | None:

@@ -24,7 +24,7 @@ from psgrad.kernels import load as load_kernels
 from psgrad.metrics import Journal
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
-from psgrad.options import check_chunk_bytes, check_replicas
+from psgrad.options import check_chunk_bytes, check_replicas, check_stall
 from psgrad.outer import OUTER
 from psgrad.pace import Pace
 from psgrad.placement import Seat, bind_gpus
@@ -62,6 +62,7 @@ def configure(sources: list[Source]) -> Config:
     Every.parse(config.checkpoint_every)
     loss_scale.parse(config.loss_scale, config.precision)
     preemption.check(config.stop_signals)
+    check_stall(config.stall, config.stall_abort)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
     check_replicas(config.replicas, config.servers, config.fault_tolerant, config.shared_memory)
@@ -106,6 +107,9 @@ def train_in(
     """
     config = session.agree(configuration)
     session.compare(config.flat())
+    if config.log_level == "error":
+        session.hush()
+    quiet = config.log_level in ("error", "warning")
     if config.resume == AUTO:
         # Rank 0 alone looks: the others may see the folder a moment later.
         done = (runfolder.finished(config) if session.rank == 0 else None) or ""
@@ -128,19 +132,37 @@ def train_in(
 
     def main(worker: Worker) -> None:
         assert loaded is not None, "workers have data"
-        style = config.progress if first_worker else "off"
+        style = config.progress if first_worker and not quiet else "off"
         if style == "auto":
             style = "line" if terminal else "plain"
         progress = Progress(sys.stderr, style, worker.now)
         trainer = Trainer(
-            config, worker, loaded, kernels, planted, folder, journal, progress, pace, show or _show
+            config,
+            worker,
+            loaded,
+            kernels,
+            planted,
+            folder,
+            journal,
+            progress,
+            pace,
+            _hide if quiet else show or _show,
         )
         trainer.run(session.rank)
 
     with ExitStack() as stack:
         now = session.transport.now
         journal = stack.enter_context(
-            closing(Journal(folder, name, now, metrics=metrics, append=bool(config.resume)))
+            closing(
+                Journal(
+                    folder,
+                    name,
+                    now,
+                    metrics=metrics,
+                    append=bool(config.resume),
+                    echo=sys.stderr if config.log_level == "debug" else None,
+                )
+            )
         )
         recorder = None
         if config.record:
@@ -174,6 +196,9 @@ def train_in(
             aggregate=config.aggregate,
             stop_signals=config.stop_signals,
             walltime_margin=config.walltime_margin,
+            stall=config.stall,
+            stall_abort=config.stall_abort,
+            stacks=journal.file,
             ends_at=ends_at,
             sink=journal,
             recorder=recorder,
@@ -215,6 +240,10 @@ def _gpu(session: Session, config: Config, roles: Roles) -> int | None:
         for rank, (host, seen) in enumerate(told)
     ]
     return session.agree(lambda: bind_gpus(seats, config.gpu_share))[session.rank]
+
+
+def _hide(_text: str) -> None:
+    """For nobody: the run folder has it."""
 
 
 def _show(text: str) -> None:

@@ -33,6 +33,7 @@ from psgrad.record import Recorder
 from psgrad.resuming import Resumed, Resuming
 from psgrad.roles import Roles
 from psgrad.transport import Transport
+from psgrad.watchdog import Watchdog
 from psgrad.worker_state import Stateful
 
 
@@ -49,6 +50,7 @@ class Worker:
         recorder: Recorder | None = None,
         resuming: Resuming | None = None,
         preemption: Preemption | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.rank = roles.worker_of(transport.rank)
         """This worker's index, 0 to size - 1; not the MPI rank."""
@@ -82,7 +84,7 @@ class Worker:
             recorder,
             self._markers,
         )
-        self._links.preemption = preemption
+        self._links.preemption, self._links.watchdog = preemption, watchdog
         self._halting = Halting(self._links, self._markers)
         if options.fault_tolerant:
             self._links.beat_s = options.lease / BEATS
@@ -374,6 +376,7 @@ class Worker:
         self._rendezvous += 1
         part = {"values": {k: float(v) for k, v in values.items()}, "weight": float(weight)}
         self._links.tell(0, Header(Kind.MEET, sequence=self._rendezvous), encode_json(part))
+        self._links.awaiting = Kind.MET
         while not self._links.has_control:
             if self._exchange is not None:
                 self._exchange.mark_if_due()  # who waits for the marker may be who has to come

@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 HOUSE = (
     Row(0, "errors version"),
-    Row(0, "crash preemption"),
+    Row(0, "crash preemption processes watchdog"),
     Row(1, "segments stored"),
     Row(1, "kernels layout messages metrics placement roles"),
     Row(1, "control record"),
@@ -46,7 +46,8 @@ HOUSE = (
     Row(3, "marking opening"),
     Row(3, "exchange intake invariants open_steps"),
     Row(3, "halting joining outbox saving"),
-    Row(3, "rounds"),
+    Row(3, "rounds stall"),
+    Row(3, "inspector"),
     Row(4, "server worker"),
     Row(4, "local replicas"),
     Row(4, "hosting"),

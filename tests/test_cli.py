@@ -145,6 +145,7 @@ def test_every_option_names_a_key(option):
         ("--walltime-margin", "60", "walltime_margin", 60.0),
         ("--run-dir", "2026", "run_dir", "2026"),
         ("--pace", "constant:seconds=1", "pace", "constant:seconds=1"),
+        ("--log-level", "warning", "log_level", "warning"),
         ("--progress", "off", "progress", "off"),
     ],
 )

@@ -126,6 +126,8 @@ def test_numbers_on_the_wire_never_change():
         "MOVED": 39,
         "STOP": 40,
         "STOPPED": 41,
+        "ASK": 42,
+        "DOING": 43,
     }
     assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4, 5]
 

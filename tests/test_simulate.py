@@ -33,6 +33,24 @@ def simulated(capsys, folder, text, *more):
     return json.loads(out.splitlines()[-1]), err
 
 
+LEVELS = {
+    "error": (),
+    "warning": ("psgrad: warning: ",),
+    "info": ("psgrad: warning: ", "test accuracy", "samples/s  loss"),
+    "debug": ("psgrad: warning: ", "test accuracy", "samples/s  loss", "coordinator-0: "),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_goes_to_the_screen(capsys, tmp_path, level):
+    asked = ["--log-level", level, "--progress", "plain", "--checkpoint-every", "5"]
+    folder = tmp_path / "run"
+    _, err = simulated(capsys, folder, "workers=2", *asked, "--resume", "auto")
+    assert [text for text in LEVELS["debug"] if text in err] == list(LEVELS[level])
+    assert "is safe" in (folder / "logs" / "coordinator-0.log").read_text()
+    assert f'log_level = "{level}"' in (folder / "config.toml").read_text()
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -50,6 +68,26 @@ def test_overlap_gives_the_same_parameters_layer_by_layer(capsys, tmp_path, more
     assert parts["params_sha256"] == whole["params_sha256"]
     assert parts["steps"] == whole["steps"]
     assert parts["skipped_steps"] == whole["skipped_steps"] == (1 if "--inject" in more else 0)
+
+
+def test_a_transformer_gives_the_same_parameters_layer_by_layer(capsys, tmp_path):
+    """Many chunks, of several layers each, with a scale that overflows now and then."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{i} and {i * i}, " for i in range(200)))
+    said = []
+    for overlap in ("off", "on"):
+        status, out, err = psgrad(
+            capsys, "train", "--simulate", "workers=2,servers=2,jitter=2", "--mode", "sync",
+            "--model", "transformer", "--dataset", text, "--set", "model.width=16",
+            "--set", "model.context=16", "--epochs", 2, "--batch-size", 8, "--accumulate", 2,
+            "--chunk-bytes", 4096, "--precision", "float16", "--loss-scale",
+            "dynamic:first=33554432,every=3", "--overlap", overlap, "--progress", "off", "--json",
+            "--run-dir", tmp_path / overlap,
+        )  # fmt: skip
+        assert status == 0, err
+        said.append(json.loads(out.splitlines()[-1]))
+    assert said[1]["params_sha256"] == said[0]["params_sha256"]
+    assert said[1]["skipped_steps"] == said[0]["skipped_steps"] > 0
 
 
 def test_sync_gives_the_parameters_of_a_real_run(mpi, tmp_path):
