@@ -6,7 +6,8 @@ After every message is checked what must hold (``invariants``), and at the end
 - in sync mode without codecs, that they are those of a plain loop over whole arrays, bit for bit;
 - with plain SGD where nothing may be lost, that the sum of all updates is that of all gradients;
 - with checkpoints, that they change nothing and that a run goes on from them (``interruption``);
-- where workers die, that the others go on and nothing is lost or applied twice (``survival``).
+- where ranks die, that the others go on and nothing is lost or applied twice (``survival``);
+- in sync mode with replicas, where no worker dies, that the parameters are those of a run without.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ def _run_with_losses(scenario: Scenario, shard: type[Shard], trace: Sink | None)
         compared = survival.check(
             scenario, played.books, played.ends, played.warnings, played.servers_died
         )
-        if played.servers_died and scenario.bound == 0 and not scenario.loses_workers:
+        if scenario.replicas and scenario.bound == 0 and not scenario.loses_workers:
             undisturbed = play(scenario.calm, shard).told[0]
             if undisturbed.params.tobytes() != played.told[0].params.tobytes():
-                raise InvariantError("a run with a dead server ends with other parameters")
+                raise InvariantError("a run with replicas ends with other parameters")
             compared.append("undisturbed")
         paths = [] if folder is None else found(folder)
         for path in paths:

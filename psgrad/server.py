@@ -324,6 +324,7 @@ class Server:
             self._report_round(self._shard)
         if self._checkpoints is not None and self._shard is not None:
             self._see_checkpoints(self._checkpoints, self._shard, header, payload)
+            self._report_round(self._shard)  # pushes that waited for a cut may have completed one
         self._check_rendezvous()
 
     def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:

@@ -70,6 +70,26 @@ def test_overlap_gives_the_same_parameters_layer_by_layer(capsys, tmp_path, more
     assert parts["skipped_steps"] == whole["skipped_steps"] == (1 if "--inject" in more else 0)
 
 
+def test_a_transformer_gives_the_same_parameters_layer_by_layer(capsys, tmp_path):
+    """Many chunks, of several layers each, with a scale that overflows now and then."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{i} and {i * i}, " for i in range(200)))
+    said = []
+    for overlap in ("off", "on"):
+        status, out, err = psgrad(
+            capsys, "train", "--simulate", "workers=2,servers=2,jitter=2", "--mode", "sync",
+            "--model", "transformer", "--dataset", text, "--set", "model.width=16",
+            "--set", "model.context=16", "--epochs", 2, "--batch-size", 8, "--accumulate", 2,
+            "--chunk-bytes", 4096, "--precision", "float16", "--loss-scale",
+            "dynamic:first=33554432,every=3", "--overlap", overlap, "--progress", "off", "--json",
+            "--run-dir", tmp_path / overlap,
+        )  # fmt: skip
+        assert status == 0, err
+        said.append(json.loads(out.splitlines()[-1]))
+    assert said[1]["params_sha256"] == said[0]["params_sha256"]
+    assert said[1]["skipped_steps"] == said[0]["skipped_steps"] > 0
+
+
 def test_sync_gives_the_parameters_of_a_real_run(mpi, tmp_path):
     """Bit for bit: other ranks, other clocks, other links, the same arithmetic."""
     real, _ = train(mpi, tmp_path / "real", "--mode", "sync", *SMALL, ranks=4)

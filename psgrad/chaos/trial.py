@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Final
 
 WORKERS: Final = 3
-EPOCHS: Final = 24
 BATCH: Final = 32
-STEPS: Final = 15 * EPOCHS  # of one worker: 479 samples in batches of 32
+STEPS: Final = 15  # of one worker in an epoch: 479 samples
 EVERY: Final = 20  # steps between checkpoints
 RESTARTS: Final = 3
 LEASE_S: Final = 4.0  # far longer than a healthy rank is silent on a machine that is busy
@@ -48,10 +48,15 @@ class Kind:
     train: tuple[str, ...] = ()  # and of ``psgrad train``
     servers: tuple[int, ...] = (1, 2)
     restarts: tuple[int, ...] = (RESTARTS,)
+    epochs: int = 24
 
 
 ENDING: Final = (Victim("worker"), Victim("server"), Victim("rank 0"), Victim("mpiexec"))
 LIVING: Final = Victim("worker", (KILLED, KILLED, FROZEN, STOPPED, WOKEN, HELD), survived=True)
+LED: Final = (  # by a rank that others can stand in for
+    Victim("server", survived=True),
+    Victim("rank 0", survived=True),
+)
 KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
     {
         "restarts": Kind(ENDING),
@@ -60,6 +65,16 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
             ("--elastic",),
             ("--set", f"lease={LEASE_S:g}"),
             restarts=(RESTARTS, RESTARTS, 0),
+            # What a worker has left is gone through last, by itself: that takes time to even out.
+            epochs=60,
+        ),
+        "replicas": Kind(
+            (LIVING, *LED, *LED, *LED, ENDING[3]),
+            ("--elastic",),
+            ("--set", f"lease={LEASE_S:g}", "--replicas", "1"),
+            servers=(2,),
+            restarts=(RESTARTS, RESTARTS, 0),
+            epochs=60,
         ),
     }
 )
@@ -85,7 +100,7 @@ class Strike:
     @property
     def loses(self) -> bool:
         """Whether a worker is out of a run that goes on."""
-        return self.survived and self.blow != HELD
+        return self.survived and self.victim == "worker" and self.blow != HELD
 
     def __str__(self) -> str:
         who = self.victim if self.victim in ("mpiexec", "rank 0") else f"{self.victim} {self.rank}"
@@ -113,12 +128,17 @@ class Trial:
         return self.servers + self.workers
 
     @property
+    def steps(self) -> int:
+        """How many one worker has to do."""
+        return STEPS * KINDS[self.kind].epochs
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """Those of ``psgrad train``, without checkpoints."""
         return (
             "--mode", self.mode, "--codec", self.codec, "--servers", str(self.servers),
-            "--epochs", str(EPOCHS), "--set", f"batch_size={BATCH}", "--set", "metrics=all",
-            "--progress", "off", *KINDS[self.kind].train,
+            "--epochs", str(KINDS[self.kind].epochs), "--set", f"batch_size={BATCH}",
+            "--set", "metrics=all", "--progress", "off", *KINDS[self.kind].train,
         )  # fmt: skip
 
     @property
@@ -139,11 +159,15 @@ def draw(seed: int, index: int, kinds: Sequence[str] = tuple(KINDS)) -> Trial:
     restarts = chance.choice(KINDS[kind].restarts)
     strikes: list[Strike] = []
     for _ in range(chance.choices((1, 2, 3), (6, 3, 1))[0]):
-        begun = bool(strikes) and strikes[-1].survived
-        strike = _strike(chance, KINDS[kind], servers, begun)
+        # What was struck since the last one that ended an attempt.
+        since = list(takewhile(lambda strike: strike.survived, reversed(strikes)))
+        strike = _strike(chance, KINDS[kind], servers, begun=bool(since))
+        if strike.victim != "worker" and any(s.victim != "worker" for s in since):
+            strike = replace(strike, survived=False)  # one server may die, not two
         # Nobody is struck twice in a run that goes on, and one worker is left to do so.
-        gone = {s.rank for s in strikes if s.survived}
-        if not (strike.survived and (strike.rank in gone or len(gone) == WORKERS - 1)):
+        gone = {s.rank for s in strikes if s.survived and s.victim == "worker"}
+        one_more = strike.survived and strike.victim == "worker"
+        if not (one_more and (strike.rank in gone or len(gone) == WORKERS - 1)):
             strikes.append(strike)
     return Trial(seed, index, kind, mode, codec, servers, tuple(strikes), restarts)
 
@@ -159,7 +183,7 @@ def _strike(chance: random.Random, kind: Kind, servers: int, begun: bool) -> Str
     moment = chance.choice(MOMENTS[:-1] if begun else MOMENTS)
     # Before all ranks have come up, nobody goes on without one.
     survived = victim.survived and moment != "start"
-    step = 0 if moment == "start" else chance.randint(1, STEPS * 9 // 10)
+    step = 0 if moment == "start" else chance.randint(1, STEPS * kind.epochs * 9 // 10)
     blow = chance.choice(victim.blows)
     if moment == "start" and blow not in (KILLED, FROZEN):
         blow = KILLED

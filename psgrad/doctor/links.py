@@ -13,7 +13,7 @@ ALL_PAIRS: Final = 8  # ranks, or nodes, up to which every pair is measured
 MOST_PAIRS: Final = 256
 SLOW: Final = MappingProxyType({True: 4.0, False: 2.0})
 """How much worse than the good ones a pair must be to be slow: on one node, between nodes."""
-LATE: Final = 4.0  # the same for latency, where it is
+LATE: Final = 8.0  # the same for latency, where it is
 LATE_US: Final = 20.0  # more, at least
 
 

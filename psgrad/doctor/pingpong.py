@@ -21,7 +21,7 @@ EXCHANGE: Final = 77
 END, CLOCK, ASK, ANSWER = 0, 1, 2, 3
 
 PING_NBYTES: Final = 8
-PINGS: Final = 20
+PINGS: Final = 30
 FIRST_NBYTES: Final = 32 << 10  # tells how many bytes may follow
 LARGEST_NBYTES: Final = 4 << 20
 EXCHANGE_S: Final = 0.05  # of the large exchanges, about

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_gpu_models import TOLERANCE, both_floats, close
 
-from psgrad.kernels import cpu
+from psgrad.kernels import PRECISIONS, cpu
+from psgrad.kernels.precision import with_precision
 from psgrad.models import Transformer
 
 pytestmark = pytest.mark.gpu
@@ -98,3 +99,40 @@ def test_the_transformer_on_the_gpu_is_that_on_the_cpu(gpu, dtype):
             np.testing.assert_allclose(
                 back, grad, rtol=0, atol=20 * TOLERANCE[dtype] * np.abs(grad).max(), err_msg=name
             )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (128, 512, 384)])
+def test_products_of_rounded_factors(gpu, shape, precision):
+    """cuBLAS may round tf32 in its own way, to one last place more; sums are in another order."""
+    m, k, n = shape
+    reduced = with_precision(gpu, precision)
+    a, b = drawn(m, k, dtype=np.float32), drawn(k, n, dtype=np.float32, seed=2)
+    want = cpu.matmul(a, b, None, precision)
+    places = 2.0**-9 if precision == "tf32" else 1e-6
+    bound = places * (np.abs(a) @ np.abs(b))
+    there_a, there_b = gpu.asarray(a), gpu.asarray(b)
+    flipped_b = gpu.asarray(np.ascontiguousarray(b.T)).T
+    out = gpu.asarray(np.zeros((m, n), np.float32))
+    assert reduced.matmul(there_a, there_b, out=out) is out
+    for got in (out, reduced.matmul(there_a, flipped_b)):
+        back = np.empty_like(want)
+        gpu.copy_to_host(got, back)
+        assert (np.abs(back - want) <= bound).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_batches_of_products_and_what_does_not_fit(gpu, precision):
+    reduced = with_precision(gpu, precision)
+    a, b = drawn(6, 2, 5, 4, dtype=np.float32), drawn(6, 2, 3, 4, dtype=np.float32)
+    got = reduced.matmul(gpu.asarray(a), gpu.asarray(b).swapaxes(-1, -2))
+    back = np.empty((6, 2, 5, 3), np.float32)
+    gpu.copy_to_host(got, back)
+    want = cpu.matmul(a, b.swapaxes(-1, -2), None, precision)
+    np.testing.assert_allclose(back, want, rtol=1e-5, atol=1e-2 if precision == "tf32" else 1e-5)
+    huge = np.array([[7e4, 1.0]], np.float32)
+    product = reduced.matmul(gpu.asarray(huge), gpu.asarray(np.ones((2, 1), np.float32)))
+    assert bool(gpu.xp.isinf(product).all()) == (precision == "float16")
+    nan = np.array([[np.nan, 1.0]], np.float32)
+    product = reduced.matmul(gpu.asarray(nan), gpu.asarray(np.ones((2, 1), np.float32)))
+    assert bool(gpu.xp.isnan(product).all())
