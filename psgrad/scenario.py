@@ -323,6 +323,9 @@ def _replicas(scenario: Scenario) -> dict[str, Any]:
     apart = scenario.split and scenario.lease_s
     if scenario.servers == 1 or scenario.feedback == "ef21" or apart or draw.among((1, 1, 0)):
         return {}
+    if scenario.behind and scenario.lease_s:
+        # Who is cut off from the coordinator depends on where that is: on either side, one day.
+        return {}
     calls = draw.among((20, 100, 400, 1500))
     return {
         "replicas": 1,

@@ -133,6 +133,7 @@ def test_every_option_names_a_key(option):
         ("--partition", "by-label", "dataset.partition", "by-label"),
         ("--seed", "9", "seed", 9),
         ("--device", "cpu", "device", "cpu"),
+        ("--replicas", "1", "replicas", 1),
         ("--chunk-bytes", "65536", "chunk_bytes", 65536),
         ("--overlap", "on", "overlap", "on"),
         ("--precision", "bfloat16", "precision", "bfloat16"),

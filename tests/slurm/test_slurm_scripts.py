@@ -105,16 +105,14 @@ def test_a_heterogeneous_job_has_its_servers_in_group_0(cluster, mpi, tmp_path):
 
 
 @pytest.mark.parametrize("mpi", ["mpich"], indirect=True)
-def test_a_script_that_was_written_for_a_site(cluster, mpi, tmp_path):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_script_that_was_written_for_a_site(nodes, cluster, mpi, tmp_path):
     made = tmp_path / "mine.sbatch"
-    options = ("--launcher", "srun", "--cpus-per-task", "2", "--tasks-per-node", "2", "--gpus", "1")
-    done = mpi.psgrad(["slurm", "init", *options, "--nodes", "1", "--output", made])
+    options = f"--nodes {nodes} --tasks-per-node 2 --cpus-per-task 2 --launcher srun".split()
+    done = mpi.psgrad(["slurm", "init", *options, "--output", made])
     assert done.status == 0, done.stderr
-    done = mpi.psgrad(["slurm", "init", *options[:-2], "--output", tmp_path / "two.sbatch"])
-    assert done.status == 0, done.stderr
-    for script, servers, workers in ((made, 1, 1), (tmp_path / "two.sbatch", 2, 2)):
-        job = cluster.submit(script, *TRAINING, cwd=tmp_path, env=login(mpi))
-        has_trained(read(cluster, tmp_path, job), servers, workers)
+    job = cluster.submit(made, *TRAINING, cwd=tmp_path, env=login(mpi))
+    has_trained(read(cluster, tmp_path, job), nodes, nodes)
 
 
 @pytest.mark.parametrize("mpi", ["openmpi"], indirect=True)  # its jobs are those of one node
@@ -169,15 +167,32 @@ def test_a_rank_that_fails_has_the_last_word(cluster, mpi, tmp_path):
     assert job.last == f"psgrad: error: {reason}", job.text
 
 
-def test_a_preempted_job_ends_with_the_bits_of_one_that_nobody_stopped(cluster, mpi, tmp_path):
-    training = ("--mode", "sync", "--epochs", "8")
-    slow = ("--inject", "slow:rank=7,factor=20")
-    job = submit(cluster, mpi, tmp_path, "preemptible", *training, *slow)
-    to_step(5, cluster, tmp_path, job)
-    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=urgent.out")
-    cluster.end_of(cluster.submit(*urgent, "--wrap=hostname", cwd=tmp_path))
-    done = read(cluster, tmp_path, job)
+SLOW = ("--mode", "sync", "--epochs", "8", "--inject", "slow:rank=7,factor=20")
+URGENT = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=urgent.out")
+
+
+def preempt(cluster, mpi, folder, step, *arguments):
+    """A job that another one preempts when it has come to a step; what it comes to after that."""
+    job = submit(cluster, mpi, folder, "preemptible", *SLOW, *arguments)
+    to_step(step, cluster, folder, job)
+    cluster.end_of(cluster.submit(*URGENT, "--wrap=hostname", cwd=folder))
+    done = read(cluster, folder, job)
     assert (done.state, cluster.about(job)["Restarts"]) == ("COMPLETED", "1"), done.text
-    assert "psgrad: error: stopped by SIGUSR1" in done.text
     assert done.text.count("test accuracy") == 1
-    assert done.summary["params_sha256"] == undisturbed(mpi, tmp_path, *training)
+    return done
+
+
+def test_a_preempted_job_ends_with_the_bits_of_one_that_nobody_stopped(cluster, mpi, tmp_path):
+    done = preempt(cluster, mpi, tmp_path, 5)
+    assert "psgrad: error: stopped by SIGUSR1" in done.text
+    assert "goes on from checkpoint" in done.text
+    assert done.summary["params_sha256"] == undisturbed(mpi, tmp_path, *SLOW[:-2])
+
+
+@pytest.mark.parametrize("mpi", ["openmpi"], indirect=True)  # whose daemons end by SIGTERM
+def test_a_job_that_is_preempted_without_a_warning_is_not_lost(cluster, mpi, tmp_path):
+    with cluster.without("SlurmctldParameters"):
+        done = preempt(cluster, mpi, tmp_path, 15, "--checkpoint-every", "5")
+    assert "SIGUSR1" not in done.text
+    assert "goes on from checkpoint" in done.text
+    assert done.summary["params_sha256"] == undisturbed(mpi, tmp_path, *SLOW[:-2])
