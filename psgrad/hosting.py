@@ -64,9 +64,8 @@ class Host:
         self._moved = False  # whether another rank is known to go on for it
         self._farewell = Farewell(transport, roles, run)
         self._lost: list[int] = []  # ranks of workers that have died
-        self._dropped: set[int] = set()  # ranks that no server here hears any more
-        # Payloads of messages under way, by rank, the oldest first.
-        self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
+        self._dropped: set[int] = set()
+        self._placed: dict[int, deque[Buffer]] = defaultdict(deque)  # payloads under way, by rank
         self._here: deque[tuple[Hosted, int, Header, Buffer | None]] = deque()  # to ourselves
 
     @property
@@ -142,9 +141,8 @@ class Host:
                 raise ProtocolError(f"rank {peer} replicates to rank {self._transport.rank}")
             return self._arriving.place(header, self._ward.place)
         hosted, sender = self._addressed(peer, header)
-        payload = hosted.place(sender, header)
-        self._placed[peer].append(payload)
-        return payload
+        self._placed[peer].append(hosted.place(sender, header))
+        return self._placed[peer][-1]
 
     def _take(self, peer: int, header: Header) -> None:
         kind = header.kind
@@ -171,9 +169,8 @@ class Host:
             self._hear(hosted, sender, header, payload)
 
     def _hear(self, hosted: Hosted, sender: int, header: Header, payload: Buffer | None) -> None:
-        if self._roles.is_server(sender) and not hosted.is_new(sender, header.number):
-            return
-        self._submit(hosted, What.MESSAGE, sender, header, payload)
+        if not self._roles.is_server(sender) or hosted.is_new(sender, header.number):
+            self._submit(hosted, What.MESSAGE, sender, header, payload)
 
     def _submit(
         self,
@@ -201,7 +198,7 @@ class Host:
     def _do(self, hosted: Hosted, turn: Turn) -> None:
         hosted.take(turn)
         for peer in set.intersection(*(h.end.dropped for h in self._live())) - self._dropped:
-            self._dropped.add(peer)
+            self._dropped.add(peer)  # no server here hears it any more
             self._placed[peer].clear()
             self._transport.drop(peer)
 
@@ -224,13 +221,13 @@ class Host:
     def _lose(self, peer: int) -> None:
         """The transport says that a rank has died."""
         self._placed[peer].clear()
-        if not self._roles.is_server(peer):
-            self._lost.append(peer)
-            for hosted in self._live():
-                self._hear(hosted, peer, Header(Kind.LOST), None)
+        if self._roles.is_server(peer):
+            self._farewell.dead.add(peer)
+            self._lose_server(peer)
             return
-        self._farewell.dead.add(peer)
-        self._lose_server(peer)
+        self._lost.append(peer)
+        for hosted in self._live():
+            self._hear(hosted, peer, NOTHING, None)
 
     def _lose_server(self, rank: int) -> None:
         if rank == self._gone:
@@ -261,10 +258,8 @@ class Host:
         self._moved = True
         ward.go_live(self._writer)
         if not ward.program.is_over:  # else it may just have ended
-            self._warn(
-                f"{name} is gone; rank {transport.rank} goes on as server {ward.server}, which has "
-                "no replica any more"
-            )
+            here = f"rank {transport.rank} goes on as server {ward.server}"
+            self._warn(f"{name} is gone; {here}, which has no replica any more")
         for peer in range(self._roles.size):
             if peer in (transport.rank, ward.server, *self._lost, *ward.end.dropped):
                 continue
@@ -280,7 +275,7 @@ class Host:
             for kept in one.end.kept[other.server]:
                 self._here.append((other, one.server, kept.header, kept.payload))
         for peer in self._lost:
-            self._hear(ward, peer, Header(Kind.LOST), None)
+            self._hear(ward, peer, NOTHING, None)
 
     def _move(self, server: int, taken: int) -> None:
         """The stand-in of another server goes on; it has our messages up to ``taken``."""
