@@ -146,6 +146,8 @@ def test_what_srun_must_speak(mpi, given, right, tmp_path):
         ("srun --mpi", "exec srun --mpi"),
         ("srun --mpi=pmi2 -", "/opt/slurm/bin/srun --mpi pmi2 -"),
         ("--output=%x-%j.out", "--output=%u/%j.out"),
+        ("--nodes=2\n#SBATCH --ntasks-per-node=4", "--nodes=2-4\n#SBATCH --ntasks-per-node=1"),
+        ("--nodes=2\n#SBATCH --ntasks-per-node=4", "--gpus=4\n#SBATCH --ntasks-per-gpu=1"),
         ("srun", "# srun psgrad run without anything\nsrun"),
         ("srun", "if true; then srun"),
         ("srun", "cat <<'END'\nit's no command\nEND\nsrun"),

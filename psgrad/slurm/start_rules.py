@@ -98,6 +98,8 @@ def starts_as_many_as_there_are(script: Script, site: Site) -> Findings:
     tasks = script.number("ntasks")
     if tasks is None and (each := script.number("ntasks-per-node")):
         tasks = each * (script.number("nodes") or 1)
+    if tasks is None and any(given.name.startswith("ntasks") for given in script.options):
+        return  # for each GPU or socket: Slurm knows how many that is
     ranks = tasks or script.number("nodes") or 1
     for start in script.starts:
         line = start.command.line
