@@ -120,6 +120,7 @@ class Trial:
     servers: int
     strikes: tuple[Strike, ...]
     restarts: int = RESTARTS
+    epochs: int = 24
     workers: int = WORKERS
 
     @property
@@ -130,14 +131,14 @@ class Trial:
     @property
     def steps(self) -> int:
         """How many one worker has to do."""
-        return STEPS * KINDS[self.kind].epochs
+        return STEPS * self.epochs
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Those of ``psgrad train``, without checkpoints."""
         return (
             "--mode", self.mode, "--codec", self.codec, "--servers", str(self.servers),
-            "--epochs", str(KINDS[self.kind].epochs), "--set", f"batch_size={BATCH}",
+            "--epochs", str(self.epochs), "--set", f"batch_size={BATCH}",
             "--set", "metrics=all", "--progress", "off", *KINDS[self.kind].train,
         )  # fmt: skip
 
@@ -169,7 +170,8 @@ def draw(seed: int, index: int, kinds: Sequence[str] = tuple(KINDS)) -> Trial:
         one_more = strike.survived and strike.victim == "worker"
         if not (one_more and (strike.rank in gone or len(gone) == WORKERS - 1)):
             strikes.append(strike)
-    return Trial(seed, index, kind, mode, codec, servers, tuple(strikes), restarts)
+    epochs = KINDS[kind].epochs
+    return Trial(seed, index, kind, mode, codec, servers, tuple(strikes), restarts, epochs)
 
 
 def _strike(chance: random.Random, kind: Kind, servers: int, begun: bool) -> Strike:
