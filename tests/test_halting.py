@@ -417,8 +417,10 @@ def test_groups_stop_at_the_next_multiple(tmp_path):
 
 
 @pytest.mark.parametrize("bound", [0, 1])
-def test_where_workers_may_die(tmp_path, bound):
-    run = Run(tmp_path, script({(0, 4)}), bound=bound, fault_tolerant=True, servers=2)
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_where_ranks_may_die(tmp_path, bound, replicas):
+    options = {"fault_tolerant": True, "servers": 2, "replicas": replicas}
+    run = Run(tmp_path, script({(0, 4)}), bound=bound, **options)
     run.check_stopped()
 
 

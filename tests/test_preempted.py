@@ -84,16 +84,18 @@ def test_a_signal_at_a_rank_of_a_script_under_a_bare_launcher(mpi, tmp_path):
     assert json.loads(on.stdout)["resumed"] == number
 
 
-def test_a_walltime_that_is_nearly_over_stops_a_run(mpi, tmp_path):
+def test_a_walltime_that_is_nearly_over_stops_a_run(any_mpi, tmp_path):
     end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 300)}
     command = ["run", "--np", 3, "--", *SYNC, *EVERY, "--run-dir", tmp_path / "run"]
-    status, _, stderr = mpi.psgrad([*command, "--walltime-margin", 600], env={**ONE_THREAD, **end})
+    status, _, stderr = any_mpi.psgrad(
+        [*command, "--walltime-margin", 600], env={**ONE_THREAD, **end}
+    )
     assert status == 75, stderr
     assert stderr.splitlines()[-1] == (
         "psgrad: error: stopped by the walltime, which ends in 600 s at rank 0: checkpoint 1 is "
         "safe; go on with resume auto"
     )
-    status, _, stderr = mpi.psgrad([*command, "--resume", "auto"], env={**ONE_THREAD, **end})
+    status, _, stderr = any_mpi.psgrad([*command, "--resume", "auto"], env={**ONE_THREAD, **end})
     assert status == 0, stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -69,25 +70,32 @@ def has_trained(job, servers, workers):
     assert "test accuracy" in job.text
 
 
-def undisturbed(mpi, folder, *arguments):
-    """The digest of the parameters of such a run on this machine, with 2 servers and 6 workers."""
-    place = folder / "undisturbed"
-    done = mpi.psgrad(
-        ["run", "--np", "8", "--", "--servers", "2", "--run-dir", place, *arguments], env=QUIET
-    )
-    assert done.status == 0, done.stderr
-    return json.loads((place / "summary.json").read_text())["params_sha256"]
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """``undisturbed(mpi, *arguments)``: the digest of the parameters of such a run on this machine,
+    with 2 servers and 6 workers."""
+
+    @functools.cache
+    def run_once(mpi, *arguments):
+        place = tmp_path_factory.mktemp("undisturbed") / "run"
+        done = mpi.psgrad(
+            ["run", "--np", "8", "--", "--servers", "2", "--run-dir", place, *arguments], env=QUIET
+        )
+        assert done.status == 0, done.stderr
+        return json.loads((place / "summary.json").read_text())["params_sha256"]
+
+    return run_once
 
 
 def test_single_node(cluster, mpi, tmp_path):
     has_trained(run(cluster, mpi, tmp_path, "single-node", *TRAINING), 1, 3)
 
 
-def test_several_nodes_come_to_the_bits_of_one(cluster, mpi, tmp_path):
+def test_several_nodes_come_to_the_bits_of_one(cluster, mpi, tmp_path, undisturbed):
     """Synchronous sums are in worker order, whatever carries them and wherever ranks are."""
     many = run(cluster, mpi, tmp_path, "multi-node", *TRAINING)
     has_trained(many, 2, 6)
-    assert many.summary["params_sha256"] == undisturbed(mpi, tmp_path, *TRAINING)
+    assert many.summary["params_sha256"] == undisturbed(mpi, *TRAINING)
 
 
 @pytest.mark.parametrize("mpi", ["mpich"], indirect=True)  # what srun --mpi=pmi2 starts
@@ -197,15 +205,17 @@ def preempt(cluster, mpi, folder, step, *arguments):
     return done
 
 
-def test_a_preempted_job_ends_with_the_bits_of_one_that_nobody_stopped(cluster, mpi, tmp_path):
+def test_a_preempted_job_ends_with_the_bits_of_one_that_nobody_stopped(
+    cluster, mpi, tmp_path, undisturbed
+):
     done = preempt(cluster, mpi, tmp_path, 5)
     assert "psgrad: error: stopped by SIGUSR1" in done.text
-    assert done.summary["params_sha256"] == undisturbed(mpi, tmp_path, *LONG)
+    assert done.summary["params_sha256"] == undisturbed(mpi, *LONG)
 
 
 @pytest.mark.parametrize("mpi", ["openmpi"], indirect=True)  # whose daemons end by SIGTERM
-def test_a_job_that_is_preempted_without_a_warning_is_not_lost(cluster, mpi, tmp_path):
+def test_a_job_that_is_preempted_without_a_warning_is_not_lost(cluster, mpi, tmp_path, undisturbed):
     with cluster.without("SlurmctldParameters"):
         done = preempt(cluster, mpi, tmp_path, 15, "--checkpoint-every", "5")
     assert "SIGUSR1" not in done.text
-    assert done.summary["params_sha256"] == undisturbed(mpi, tmp_path, *LONG)
+    assert done.summary["params_sha256"] == undisturbed(mpi, *LONG)
