@@ -30,7 +30,7 @@ from psgrad.roles import Roles
 from psgrad.server import WRITING_S
 from psgrad.transport import Buffer, Sent, Transport
 from psgrad.transport.kept import Kept
-from psgrad.turns import NOTHING, NUMBERS, Arriving, Turn, What
+from psgrad.turns import NUMBERS, Arriving, Turn, What, nothing
 
 
 class Host:
@@ -177,11 +177,12 @@ class Host:
         hosted: Hosted,
         what: What,
         peer: int = 0,
-        header: Header = NOTHING,
+        header: Header | None = None,
         payload: Buffer | None = None,
     ) -> None:
         """A server is to take a turn, when its replica has it."""
-        turn = Turn(what, hosted.now(), peer, header, payload, self._turns % NUMBERS)
+        number = self._turns % NUMBERS
+        turn = Turn(what, hosted.now(), peer, header or nothing(), payload, number)
         if hosted is not self._own or self._keeper is None:
             self._do(hosted, turn)
             return
@@ -227,7 +228,7 @@ class Host:
             return
         self._lost.append(peer)
         for hosted in self._live():
-            self._hear(hosted, peer, NOTHING, None)
+            self._hear(hosted, peer, nothing(), None)
 
     def _lose_server(self, rank: int) -> None:
         if rank == self._gone:
@@ -263,9 +264,8 @@ class Host:
         for peer in range(self._roles.size):
             if peer in (transport.rank, ward.server, *self._lost, *ward.end.dropped):
                 continue
-            taken = ward.end.taken[peer]
-            said = Header(Kind.STANDIN, run=self._run, taken=taken, flags=Flag.STANDIN)
-            transport.send(peer, said)
+            said = Header(Kind.STANDIN, run=self._run, flags=Flag.STANDIN)
+            transport.send(peer, said._replace(taken=ward.end.taken[peer]))
             # Who has it already may go on at once, and parameters change: a copy of them leaves.
             ward.end.kept[peer].copy()
             self._send_again(ward, peer, peer)
@@ -275,7 +275,7 @@ class Host:
             for kept in one.end.kept[other.server]:
                 self._here.append((other, one.server, kept.header, kept.payload))
         for peer in self._lost:
-            self._hear(ward, peer, NOTHING, None)
+            self._hear(ward, peer, nothing(), None)
 
     def _move(self, server: int, taken: int) -> None:
         """The stand-in of another server goes on; it has our messages up to ``taken``."""
