@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad.arguments import Parser, output
+from psgrad.arguments import Parser, is_rank, output
 from psgrad.commands import BLAS_THREADS, COMMANDS, about, replay
 from psgrad.errors import CAUSE, ConfigError, PsgradError
 from psgrad.placement import FIRST, Seat, het_servers, threads
@@ -99,8 +99,6 @@ STRINGS: Final = frozenset(
     | {"--loss-scale"}
 )
 
-# What tells a process that it is one of several ranks: Open MPI, PMIx, PMI.
-RANKED: Final = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 # How Open MPI and MPICH (and Intel MPI) tell a rank how many ranks its machine has.
 LOCAL_RANKS: Final = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
@@ -153,7 +151,7 @@ def _train(argv: Sequence[str]) -> int:
         _train_parser().parse_args(argv)  # prints and exits
     # Simulated ranks take turns: as many threads as a rank has that shares the machine.
     alone = any(a.partition("=")[0] == "--simulate" for a in argv)
-    transport = None if alone or not _is_rank(os.environ) else _transport()
+    transport = None if alone or not is_rank(os.environ) else _transport()
     count = 1 if alone else _threads(transport)
     os.environ.update(blas_threads(os.environ, count))
     from psgrad.train import train
@@ -207,10 +205,6 @@ def blas_threads(environ: Mapping[str, str], count: int) -> dict[str, str]:
     # OpenBLAS and MKL prefer their own variable, but a user may have set the common one.
     text = environ.get("OMP_NUM_THREADS") or str(count)
     return {name: text for name in BLAS_THREADS if name not in environ}
-
-
-def _is_rank(environ: Mapping[str, str]) -> bool:
-    return any(name in environ for name in RANKED)
 
 
 def _ranks_here(environ: Mapping[str, str]) -> int:

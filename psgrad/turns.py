@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from psgrad.errors import ProtocolError
@@ -17,8 +17,12 @@ from psgrad.messages import HEADER_NBYTES, Header, Kind
 from psgrad.transport import Buffer, Place
 from psgrad.transport.kept import scratch
 
-NOTHING: Final = Header(Kind.LOST)  # of a turn that is about no message
 NUMBERS: Final = 1 << 32
+
+
+def nothing() -> Header:
+    """The header of a turn that is about no message, or about a rank that has died."""
+    return Header(Kind.LOST)
 
 
 class What(enum.IntEnum):
@@ -41,7 +45,7 @@ class Turn:
     what: What
     at_s: float
     peer: int = 0
-    header: Header = NOTHING
+    header: Header = field(default_factory=nothing)
     payload: Buffer | None = None
     number: int = 0
 

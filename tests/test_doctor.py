@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MPIS
-from installed_mpi import Mpi, environment, execute
+from installed_mpi import Mpi, environment, execute, installed
 
 from psgrad.doctor.pingpong import SilentError, _until
 
 ROOT = Path(__file__).resolve().parents[1]
+MPIS = installed()
 PROGRAM = Path(__file__).parent / "ranks" / "doctor.py"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -23,6 +23,7 @@ from network import lan as network  # noqa: E402
 from network.lan import Lan, LanError  # noqa: E402
 from network.ways import Tools  # noqa: E402
 
+MPIS = installed()
 # Of a machine that is as it is: how many cores it has, what jobs before have left in /dev/shm.
 OF_THE_MACHINE = {"cores", "/dev/shm"}
 
@@ -66,8 +67,9 @@ def test_ranks_of_a_job(mpi, tmp_path):
 def test_planted_faults_are_all_found(mpi, tmp_path):
     faults = "version,gpu,shm,folder"
     command = [PROGRAM, faults, "--json", "--checkpoint-dir", tmp_path, "--seconds", "0"]
-    status, stdout, _ = mpi.run(3, command)
+    status, stdout, stderr = mpi.run(3, command)
     assert status == 1
+    assert "the doctor finds faults in versions, GPUs, /dev/shm, checkpoints\n" in stderr
     states, record = read(stdout)
     bad = {check for check, state in states.items() if state == "FAIL"}
     assert bad == {"versions", "GPUs", "/dev/shm", "checkpoints"}
@@ -135,7 +137,8 @@ def test_singletons_are_found_once(tmp_path):
     (first, status), *others = ends
     assert others == [(("", ""), 0)] * 2
     states, record = read(first[0])
-    assert (status, states["launch"], first[1]) == (1, "FAIL", "")
+    assert (status, states["launch"]) == (1, "FAIL")
+    assert first[1] == "psgrad: error: the doctor finds faults in launch\n"
     assert "nothing of each other (--mpi=none)" in record["findings"][0]["seen"]
     assert "--mpi=pmi2" in record["findings"][0]["cure"]
 

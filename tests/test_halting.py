@@ -114,6 +114,7 @@ class Run:
         """Every rank has ended alike, and rank 0 says it."""
         assert all(type(end) is kind for end in self.ends.values()), self.ends
         assert [rank for rank, end in self.ends.items() if end.spokesman] == [0]
+        assert len({str(end) for end in self.ends.values()}) == 1
         return str(self.ends[0])
 
 
@@ -324,7 +325,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path):
             shutil.rmtree(folder)
             folder.write_text("no folder")
 
-    run = Run(folder, script({(0, 3)}, before=before), every="1000")
+    run = Run(folder, script({(0, 3)}, before=before), every="1000", servers=2)
     said = run.check_stopped(NotSavedError)
     assert said.startswith(
         "stopped by a test at worker 0, and nothing is saved: checkpoint 3 was not written: "
@@ -396,6 +397,18 @@ def test_a_worker_that_pushes_alone_stops_where_all_are_sure_to_mark(tmp_path):
     assert run.numbers == [5]
 
 
+@pytest.mark.parametrize(("every", "number"), [("5", 5), ("9s", 4)])
+def test_workers_that_are_found_at_different_clocks_are_told_again_where_to_stop(
+    tmp_path, every, number
+):
+    """They have pushed alone before anybody knew, and one of them has no more steps."""
+    run = Run(tmp_path, script({(0, 1)}, "push", [9, 2]), every=every, workers=2)
+    run.check_stopped()
+    (said,) = run.warnings
+    assert said.startswith("checkpoint 1 was not written: workers were not in step: ")
+    assert run.clocks == {0: number}
+
+
 def test_groups_stop_at_the_next_multiple(tmp_path):
     segments = [psgrad.SegmentOptions("a", members=(0, 1))]
     run = Run(tmp_path, script({(0, 2)}), every="5", segments=segments)
@@ -404,8 +417,10 @@ def test_groups_stop_at_the_next_multiple(tmp_path):
 
 
 @pytest.mark.parametrize("bound", [0, 1])
-def test_where_workers_may_die(tmp_path, bound):
-    run = Run(tmp_path, script({(0, 4)}), bound=bound, fault_tolerant=True, servers=2)
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_where_ranks_may_die(tmp_path, bound, replicas):
+    options = {"fault_tolerant": True, "servers": 2, "replicas": replicas}
+    run = Run(tmp_path, script({(0, 4)}), bound=bound, **options)
     run.check_stopped()
 
 

@@ -82,7 +82,7 @@ def first_failure(scenario, calls=range(90, 300, 15)):
 def takes_turns_at_once(monkeypatch):
     """A server does not wait until its replica has the turn."""
 
-    def submit(self, hosted, what, peer=0, header=hosting.NOTHING, payload=None):
+    def submit(self, hosted, what, peer=0, header=None, payload=None):
         real(self, hosted, what, peer, header, payload)
         while self._pending:
             self._do(self._own, self._pending.popleft())

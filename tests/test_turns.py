@@ -6,7 +6,7 @@ import pytest
 
 from psgrad.errors import ProtocolError
 from psgrad.messages import Header, Kind
-from psgrad.turns import NOTHING, Arriving, Turn, What
+from psgrad.turns import Arriving, Turn, What, nothing
 
 PUSH = Header(Kind.PUSH, worker=1, chunk=4, nbytes=8, number=3, taken=2)
 TURNS = [
@@ -74,4 +74,4 @@ def test_what_no_server_sends(spoil, text):
 def test_a_turn_without_a_header():
     with pytest.raises(ProtocolError, match="without a header"):
         Arriving(2).take(Header(Kind.REPLICATE))
-    assert NOTHING.kind is Kind.LOST
+    assert nothing().kind is Kind.LOST

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from psgrad import launch as launching
 from psgrad.bench.memory import layout_of, server_items, worker_items
-from psgrad.crash import warn
+from psgrad.crash import say, warn
 from psgrad.doctor import cuda, job, nodes, report
 from psgrad.doctor.facts import Facts, look, with_mpi
-from psgrad.doctor.finding import Finding, worst
+from psgrad.doctor.finding import Finding
 from psgrad.doctor.job import Mpiexec
 from psgrad.doctor.launched import mismatch
 from psgrad.doctor.links import Measured, pairs
@@ -190,7 +190,8 @@ def _findings(
     mpiexec: Mpiexec,
 ) -> list[Finding]:
     """All checks, in the order in which somebody would look: first what makes others fail."""
-    found = [job.launch(facts), job.library(facts)]
+    found = [job.launch(facts)] if facts[0].mpi else []
+    found.append(job.library(facts))
     if facts[0].mpi and not facts[0].problem:
         found += [job.launcher(facts, mpiexec), job.threads(facts), job.tolerance(facts)]
     found += [
@@ -229,8 +230,14 @@ def _tell(
     show(report.text(facts, wanted, measured, found))
     if plan.json:
         show(json.dumps(report.record(facts, wanted, measured, found)))
+    if bad := _counted(plan, found):
+        say(f"the doctor finds faults in {', '.join(finding.check for finding in bad)}")
 
 
 def _status(plan: Plan, found: Sequence[Finding]) -> int:
-    state = worst(found)
-    return int(state == "FAIL" or (plan.strict and state == "warn"))
+    return int(bool(_counted(plan, found)))
+
+
+def _counted(plan: Plan, found: Sequence[Finding]) -> list[Finding]:
+    """Those that make the doctor end with 1."""
+    return [f for f in found if f.state == "FAIL" or (plan.strict and f.state == "warn")]

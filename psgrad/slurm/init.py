@@ -94,8 +94,13 @@ while [ "$asked" = yes ]; do
     wait "$job" || status=$?
 done
 
+# A site that sends no signal when it preempts a job ends the ranks with SIGTERM.
+preempted() {
+    scontrol show job "$SLURM_JOB_ID" | grep " PreemptTime=[0-9]" >/dev/null
+}
+
 # 75: all is safe, and there is more to do. Started again, the job goes on where it was.
-if [ "$status" -eq 75 ]; then
+if [ "$status" -eq 75 ] || { [ "$status" -ne 0 ] && preempted; }; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -18,6 +18,7 @@ LAUNCHERS: Final = ("srun", "mpirun", "mpiexec")
 SEPARATORS: Final = frozenset({";", "&", "&&", "||", "|", ";;", "then", "do", "else", "{", "("})
 BEFORE: Final = frozenset({"exec", "time", "nohup", "command", "!", "if", "while", "until"})
 ASSIGNMENT: Final = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
+RANGE: Final = re.compile(r"(\d+)(?:-\d+)?", re.ASCII)
 VARIABLE: Final = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
@@ -82,9 +83,10 @@ class Script:
         return found[-1] if found else None
 
     def number(self, name: str, group: int = 0) -> int | None:
-        """Its value as a number; None where there is none."""
+        """Its value as a number, of a range such as 2-4 the first one; None where there is none."""
         found = self.find(name, group)
-        return int(found.value) if found and found.value.isdecimal() else None
+        number = RANGE.fullmatch(found.value) if found else None
+        return int(number[1]) if number else None
 
     @property
     def starts(self) -> list[Start]:

@@ -103,6 +103,19 @@ class Cluster:
             time.sleep(POLL_S)
         return value
 
+    @contextmanager
+    def without(self, key: str) -> Iterator[None]:
+        """The cluster as it is without a key of its slurm.conf."""
+        conf = self.folder / "slurm.conf"
+        before = conf.read_text()
+        conf.write_text(re.sub(rf"^{key}=.*\n", "", before, flags=re.MULTILINE))
+        try:
+            self.ask("scontrol", "reconfigure")
+            yield
+        finally:
+            conf.write_text(before)
+            self.ask("scontrol", "reconfigure")
+
     def end_of(self, job: int, limit_s: float = 90.0) -> dict[str, str]:
         """Waits for the end of a job, and returns what ``about`` says then."""
         self.until(lambda: self.about(job)["JobState"] in OVER, f"the end of job {job}", limit_s)
