@@ -48,6 +48,8 @@ class Options:
     seed: int = 0
     fault_tolerant: bool = False
     lease: float = 30.0
+    rejoin: bool = False
+    spares: int = 0
     checkpoint_dir: str = ""
     checkpoint_every: str = ""
     checkpoint_keep: int = 2
@@ -70,6 +72,7 @@ class Options:
             "reference_bytes": _whole("reference_bytes", self.reference_bytes, 0),
             "server_threads": _whole("server_threads", self.server_threads, 0),
             "seed": _whole("seed", self.seed, 0),
+            "spares": _whole("spares", self.spares, 0),
         }
         for name, value in fixed.items():
             object.__setattr__(self, name, value)
@@ -124,7 +127,7 @@ class Options:
 
     def roles(self, size: int) -> Roles:
         """The roles of ``size`` ranks; raises ``ConfigError`` where there are too few."""
-        roles = Roles(size, self.servers)
+        roles = Roles(size, self.servers, spares=self.spares)
         if self.robust is not None:
             check_workers(self.robust, roles.workers)
         for segment in self.segments:
@@ -145,6 +148,14 @@ def _check_tolerance(options: Options) -> None:
     lease: Any = options.lease
     if isinstance(lease, bool) or not isinstance(lease, Real) or not 0 < float(lease) < math.inf:
         raise ConfigError(f"lease must be a number of seconds above 0, got {lease!r}")
+    if not isinstance(options.rejoin, bool):
+        raise ConfigError(f"rejoin must be True or False, got {options.rejoin!r}")
+    if (options.rejoin or options.spares) and not options.fault_tolerant:
+        name = "rejoin" if options.rejoin else f"spares {options.spares}"
+        raise ConfigError(
+            f"{name} takes the place of workers that are lost, and without fault_tolerant a loss "
+            "ends the run; start it with psgrad run --elastic, or fault_tolerant=True"
+        )
     if not options.fault_tolerant or options.staleness != 0:
         return
     if options.compression.feedback == "ef21":

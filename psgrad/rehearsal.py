@@ -83,7 +83,7 @@ def _run_with_losses(scenario: Scenario, shard: type[Shard], trace: Sink | None)
             Checkpoint.open(path)
         if folder is not None and paths:
             path = paths[scenario.chosen(len(paths))]
-            calm = replace(scenario.resumed(), deaths=(), death_s=0.0, lease_s=0.0, freeze=0)
+            calm = scenario.resumed().calm
             going_on = play(calm, shard, checkpoints=folder / "1", resume=path)
             if len({told.params.tobytes() for told in going_on.told}) > 1:
                 raise InvariantError(f"workers that go on from {path.name} end differently")

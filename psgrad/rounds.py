@@ -18,6 +18,7 @@ class Rounds:
         self._run = run
         self._outbox = outbox
         self._commits: Commits | None = None
+        self._admission = 0  # the last one that this server knows
 
     def open(self, owners: Iterable[int], begun: int) -> None:
         """On the coordinator: ``owners`` have chunks, and are at clock ``begun``."""
@@ -26,22 +27,32 @@ class Rounds:
     def report(self, complete: Round) -> Round | None:
         """A round is complete here; returns the one that is to be applied here now, if one is."""
         if self._rank == 0:
-            return self.take(0, complete)
+            return self.take(0, complete, self._admission)
         payload = encode_json({"workers": complete.workers})
         header = Header(
             Kind.COMPLETE,
             run=self._run,
             clock=complete.clock,
             sequence=self._rank,
+            incarnation=self._admission,
             nbytes=len(payload),
         )
         self._outbox.post(0, header, payload)
         return None
 
-    def take(self, server: int, complete: Round) -> Round | None:
-        """On the coordinator: a round is complete on ``server``; as ``report``."""
+    def admit(self, number: int) -> None:
+        """A worker has come in, by this admission: it is in all rounds that are not committed."""
+        self._admission = number
+        if self._commits is not None:
+            self._commits.admit()
+
+    def take(self, server: int, complete: Round, admission: int) -> Round | None:
+        """On the coordinator: a round is complete on ``server``, which knows of the admissions up
+        to this one; as ``report``."""
         if self._commits is None:
             raise ProtocolError("only the coordinator commits rounds, and only after registration")
+        if admission < self._admission:
+            return None  # said before it knew
         committed = self._commits.report(server, complete)
         if committed is None:
             return None

@@ -189,6 +189,17 @@ class Checkpoints:
             self._committing.lose(worker)
         return self.cut_if_complete(shard, now)
 
+    def admit(self, worker: int, clock: int, is_alone: bool) -> None:
+        """``worker`` has come in, at ``clock``: it is in the cuts to come. ``is_alone``: nobody
+        else is there, who could be in one that is open."""
+        if self._committing is not None:
+            self._committing.admit(worker, clock, is_alone)
+
+    def may_admit(self, clock: int) -> bool:
+        """On the coordinator: whether no cut is or may be under way that a worker that comes in at
+        ``clock`` would be in on one server and not on another."""
+        return self._committing is None or self._committing.may_admit(clock)
+
     def cut_if_complete(self, shard: Shard, now: Callable[[], float]) -> list[Reply]:
         """Makes the cut that is open, if nothing is missing, and so with the next; the answers
         that are due then."""
@@ -199,14 +210,14 @@ class Checkpoints:
             self._reports += self._saving.reports()
         return replies
 
-    def announce(self, header: Header, now_s: float) -> Announcement | None:
-        """A message about a chunk has come: the cut that is due now, if one is."""
+    def announce(self, header: Header, now_s: float, may: bool = True) -> Announcement | None:
+        """A message about a chunk has come: the cut that is due now, if one is, and ``may`` be."""
         if self._committing is None:
             return None
         pushed = header.kind in PUSH_KINDS and not header.flags & Flag.OPEN
         if pushed or header.kind is Kind.SETTLE:  # of an open step, nobody has looked at the clock
             self._committing.saw(header.worker, header.clock)
-        return self._committing.announce(now_s)
+        return self._committing.announce(now_s) if may else None
 
     def _copy(self, shard: Shard, cut: Cut, now: Callable[[], float]) -> None:
         if self._committing is not None:

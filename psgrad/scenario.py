@@ -35,6 +35,7 @@ PACES: Final = (
 CHECKPOINTS: Final = ("1", "2", "3", "0.002s", "0.01s")
 LEARNING_RATE: Final = 0.05
 LOSSES: Final = 1 << 64  # what is drawn of deaths has a stream of its own
+NEWCOMERS: Final = 2 << 64  # and so has what is drawn of those that come in their place
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Scenario:
     Workers may die: each of ``deaths`` is a number of transport calls after which one does, and at
     ``death_s`` seconds up to two more die at once. With ``lease_s`` above 0, one worker is frozen
     in its step ``freeze``, for far longer, and another one has a long step there in which it says
-    that it is alive.
+    that it is alive. With ``freeze_s`` that is how long it is frozen, and that it comes back
+    afterwards. ``spares`` more ranks wait to take the places of the dead.
     """
 
     seed: int
@@ -87,6 +89,8 @@ class Scenario:
     death_s: float = 0.0
     lease_s: float = 0.0
     freeze: int = 0
+    freeze_s: float = 0.0
+    spares: int = 0
 
     @classmethod
     def of(cls, seed: int) -> Scenario:
@@ -128,7 +132,8 @@ class Scenario:
             then_workers=draw.among((0, 0, 0, 1, 2, 3, 5)),
             then_servers=draw.among((0, 0, 1, 2, 3)),
         )
-        return replace(scenario, **_losses(scenario))
+        scenario = replace(scenario, **_losses(scenario))
+        return replace(scenario, **_newcomers(scenario))
 
     def feedbacks(self) -> tuple[str, ...]:
         """What may be done with what the codec does not send."""
@@ -140,13 +145,14 @@ class Scenario:
     @property
     def size(self) -> int:
         """How many ranks."""
-        return self.workers + self.servers
+        return self.workers + self.servers + self.spares
 
     @property
     def names(self) -> list[str]:
         """What the ranks are."""
         servers = [f"server {rank}" for rank in range(self.servers)]
-        return servers + [f"worker {worker}" for worker in range(self.workers)]
+        spares = [f"spare {i}" for i in range(self.spares)]
+        return servers + [f"worker {worker}" for worker in range(self.workers)] + spares
 
     @property
     def machines(self) -> list[str]:
@@ -223,6 +229,12 @@ class Scenario:
         workers, servers = self.then_workers or self.workers, self.then_servers or self.servers
         return replace(self, workers=workers, servers=servers, then_workers=0, then_servers=0)
 
+    @property
+    def calm(self) -> Scenario:
+        """The same without losses."""
+        none = {"deaths": (), "death_s": 0.0, "lease_s": 0.0, "freeze": 0}
+        return replace(self, **none, freeze_s=0.0, spares=0)
+
     def chosen(self, count: int) -> int:
         """Which of ``count`` checkpoints is gone on from."""
         return self._number("chosen", 0, count) % count
@@ -265,3 +277,19 @@ def _losses(scenario: Scenario) -> dict[str, Any]:
         "lease_s": 0.5 if frozen else 0.0,
         "freeze": draw.among((1, 2, 3)) if frozen else 0,
     }
+
+
+def _newcomers(scenario: Scenario) -> dict[str, Any]:
+    """Fields that say who comes in the place of workers that are lost, or nobody."""
+    draw = _Draw(NEWCOMERS | scenario.seed)
+    if not scenario.has_losses or draw.among((1, 0)):
+        return {}
+    spares = draw.among((1, 1, 2, 3)) if scenario.deaths or scenario.death_s else 0
+    # Long enough that others are still there when somebody comes.
+    changes: dict[str, Any] = {"spares": spares, "steps": draw.among((8, 12, 20))}
+    if scenario.freeze:
+        steps = draw.among((30, 45))
+        pace = draw.among(("constant:seconds=0.05", "exponential:mean=0.05"))
+        freeze_s = draw.among((0.6, 0.9, 1.3))
+        changes |= {"freeze_s": freeze_s, "steps": steps, "pace": pace, "latency_s": 1e-4}
+    return changes

@@ -30,6 +30,7 @@ from psgrad.errors import ConfigError, PsgradError, RankLostError
 from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
+from psgrad.numbering import Numbering
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
 from psgrad.record import Recorder
@@ -37,8 +38,10 @@ from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
 from psgrad.saving import Checkpoints, ServerSaving
 from psgrad.schedules import Constant, Schedule
+from psgrad.seats import Seat
 from psgrad.server import Server
 from psgrad.shard import Shard
+from psgrad.standby import Standby, work
 from psgrad.transport import Transport
 from psgrad.transport.mpi import MpiTransport
 from psgrad.version import __version__
@@ -73,6 +76,8 @@ def run(
     seed: int = 0,
     fault_tolerant: bool = False,
     lease: float = 30.0,
+    rejoin: bool = False,
+    spares: int = 0,
     checkpoint_dir: str = "",
     checkpoint_every: str = "",
     checkpoint_keep: int = 2,
@@ -105,7 +110,10 @@ def run(
 
     With ``fault_tolerant`` training goes on without workers that die, if MPI lets it (``psgrad run
     --elastic``), and without those that are silent for longer than ``lease`` seconds and ten of
-    their steps.
+    their steps. The last ``spares`` ranks wait until a worker is lost: then main is called there,
+    with a worker that has its index. With ``rejoin`` so is it again on a rank that was shut out and
+    is awake. Such a worker has an ``incarnation`` above 0, the parameters of now, and the clock
+    that the others have come to.
 
     With ``checkpoint_every``, a number of steps such as ``"500"`` or of seconds such as ``"600s"``,
     the servers write checkpoints to ``checkpoint_dir`` while training goes on, of which the last
@@ -140,6 +148,8 @@ def run(
             seed=seed,
             fault_tolerant=fault_tolerant,
             lease=lease,
+            rejoin=rejoin,
+            spares=spares,
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
             checkpoint_keep=checkpoint_keep,
@@ -274,15 +284,26 @@ class Session:
                     self._warn,
                 ).serve()
                 return None
-            worker = Worker(self.transport, roles, chosen, run_id, comm, recorder, resuming)
-            try:
-                value = main(worker)
-            except SystemExit as request:
-                if request.code:
-                    raise
-                value = None  # sys.exit(): this worker is done, the others go on
-            worker.finish()
-            return value
+            numbering = Numbering()
+
+            def begin(seat: Seat) -> Worker:
+                group = None if seat.incarnation else comm
+                return Worker(
+                    self.transport,
+                    roles,
+                    chosen,
+                    run_id,
+                    group,
+                    recorder,
+                    resuming,
+                    seat,
+                    numbering,
+                )
+
+            standby = Standby(self.transport, roles, run_id, numbering)
+            spare = self.rank in roles.spare_ranks
+            seat = None if spare else Seat(roles.worker_of(self.rank))
+            return work(main, begin, standby, seat, chosen.rejoin)
         except BaseException as error:
             if chosen.fault_tolerant and self._is_own(error, roles):
                 self._end_worker(error, roles)

@@ -102,9 +102,48 @@ class Shard:
             state.stamps = stamps
 
     def clock_of(self, worker: int) -> int:
-        """The last step of ``worker`` that all its chunks here have taken; 0: none."""
+        """The last step of ``worker`` that all its chunks here have taken; 0: none.
+
+        What it has pushed into a round that is not committed is not taken: it is in no update if
+        the worker is lost now.
+        """
         clocks = [s.clocks[worker] for s in self.chunks.values() if worker in s.clocks]
-        return min(clocks, default=0)
+        clock = min(clocks, default=0)
+        return clock if self._open_round is None else min(clock, self._open_round.committed)
+
+    def entry_clock(self, otherwise: int) -> int:
+        """The clock at which a worker may come in: the slowest live one of all chunks here.
+
+        With rounds that are committed it is that of the last one. ``otherwise``: nobody is live.
+
+        Any clock would keep the bound, since a decision rests on the live clocks of its moment.
+        At this one nobody waits for long. On another server the slowest worker may be behind it, by
+        pushes that are on their way; these need no answer that rests on the newcomer, so it waits
+        for them and they do not wait for it. Whoever is ahead waits as for any slow worker.
+        """
+        if self._open_round is not None:
+            return self._open_round.committed
+        slowest = (slowest_clock(s.clocks, -1) for s in self.chunks.values() if s.clocks)
+        return min(slowest, default=otherwise)
+
+    def admit(self, worker: int, clock: int) -> list[Reply]:
+        """``worker`` is in from now on, with pushes from ``clock`` + 1; nothing of it is here.
+
+        Returns the answers to what its last incarnation has in a round that is open.
+        """
+        self._live.add(worker)
+        self._lost.discard(worker)
+        self._marks.admit(worker, clock if self.rules.bound == 0 else 0)
+        if self._open_round is not None:
+            self._open_round.admit()
+        replies = []
+        for state in self.chunks.values():
+            members = state.options.members
+            if members is None or worker in members:
+                state.clocks[worker] = clock
+            if (push := state.round.pop(worker, None)) is not None:
+                replies.append(self._answer(state, push.header, Kind.ACK, Verdict.LATE, push))
+        return replies
 
     def drop(self, worker: int) -> list[Reply]:
         """``worker`` is gone: what of it is not applied never will be, and nobody waits for it.
@@ -180,6 +219,11 @@ class Shard:
         # In step, all have pushed the open round, which will be committed. Else nobody pushes the
         # rest of it before ``resume``.
         return None if len(set(cut.clocks.values())) == 1 else cut
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all chunks have their first values."""
+        return all(state.ready for state in self.chunks.values())
 
     @property
     def is_between_rounds(self) -> bool:
