@@ -109,8 +109,10 @@ class Intake:
         self._placed[peer].extend((memory, False) for memory, _ in placed)
 
     def _is_past(self, peer: int, header: Header) -> bool:
-        if header.kind is Kind.JOIN or self._roles.is_server(peer):
+        if self._roles.is_server(peer):
             return False
+        if header.kind is Kind.JOIN and self._seats.seat_of(peer) is None:
+            return False  # who was shut out asks for a place
         return self._seats.is_past(peer, header.incarnation)
 
     def _check_sender(self, peer: int, header: Header) -> None:

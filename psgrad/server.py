@@ -92,7 +92,7 @@ class Server:
             transport, roles, self._seats, options, numbering, self._sharing, recorder
         )
         self._admitting = Admitting(transport.rank, run, roles, self._seats, self._outbox)
-        self._rounds = Rounds(transport.rank, run, self._outbox)
+        self._rounds = Rounds(transport.rank, roles.servers, run, self._outbox)
         self._checkpoints = checkpoints
         self._resuming = resuming
         self._warn = warn

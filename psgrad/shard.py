@@ -214,11 +214,12 @@ class Shard:
         It stays open until ``resume``.
         """
         cut = self._marks.complete(self._live)
-        if cut is None or self._open_round is None or self.is_between_rounds:
+        if cut is None or self._open_round is None:
             return cut
-        # In step, all have pushed the open round, which will be committed. Else nobody pushes the
-        # rest of it before ``resume``.
-        return None if len(set(cut.clocks.values())) == 1 else cut
+        # In step, all have pushed that round, which will be committed; here too, where there may be
+        # no chunk. Else nobody pushes the rest of it before ``resume``.
+        first, *others = set(cut.clocks.values())
+        return cut if others or first <= self._open_round.committed else None
 
     @property
     def is_ready(self) -> bool:
@@ -256,6 +257,8 @@ class Shard:
 
         ``rate`` is the base learning rate, None for the saved one.
         """
+        if self._open_round is not None:
+            self._open_round.committed = min(clocks.values(), default=0)
         for index, state in self.chunks.items():
             if str(index) not in records:
                 raise CheckpointError(f"the checkpoint has no chunk {index}")
@@ -263,8 +266,6 @@ class Shard:
             state.rate = state.rate if rate is None else rate
             for worker in state.clocks:
                 state.clocks[worker] = clocks[worker]
-            if self._open_round is not None:
-                self._open_round.committed = min(clocks.values(), default=0)
             # The bound that they waited for holds for what is pulled from now on.
             for push in parked:
                 self._applier.set_rate(state, [push])
