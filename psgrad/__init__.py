@@ -9,7 +9,7 @@ from psgrad import crash
 from psgrad.version import __version__
 
 if TYPE_CHECKING:
-    from psgrad.errors import PsgradError
+    from psgrad.errors import Preempted, PsgradError
     from psgrad.layout import SegmentOptions
     from psgrad.local import LocalSteps
     from psgrad.optimizers import FTRL, SGD, AdaGrad, Adam, AdamW, Momentum, Nesterov, RMSProp
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from psgrad.worker import Worker
 
 _HOMES = {
-    "psgrad.errors": ("PsgradError",),
+    "psgrad.errors": ("Preempted", "PsgradError"),
     "psgrad.layout": ("SegmentOptions",),
     "psgrad.local": ("LocalSteps",),
     "psgrad.optimizers": (
@@ -40,6 +40,7 @@ __all__ = [
     "LocalSteps",
     "Momentum",
     "Nesterov",
+    "Preempted",
     "PsgradError",
     "RMSProp",
     "SegmentOptions",

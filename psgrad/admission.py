@@ -81,10 +81,14 @@ class Admission:
         rank = self.entering = self._ready.pop(0)
         return rank, self._promised.pop(rank)
 
-    def heard(self, rank: int) -> None:
-        """``rank`` has said something after its admission: all servers have told it of that."""
-        if rank == self.entering:
-            self.entering = None
+    def heard(self, rank: int) -> bool:
+        """``rank`` has said something after its admission: all servers have told it of that.
+
+        Whether that is news."""
+        if rank != self.entering:
+            return False
+        self.entering = None
+        return True
 
     def close(self) -> list[int]:
         """Nobody is admitted any more; the ranks that are to be told."""

@@ -15,8 +15,9 @@ from psgrad.seats import Seat, Seats
 
 
 class Admitted(NamedTuple):
-    """A rank that is a worker from now on, with pushes after ``clock``."""
+    """A rank that is a worker from now on, with pushes after ``clock``: the ``number``-th one."""
 
+    number: int
     rank: int
     seat: Seat
     clock: int
@@ -27,7 +28,7 @@ class Admitting:
 
     def __init__(self, rank: int, run: int, roles: Roles, seats: Seats, outbox: Outbox) -> None:
         self.number = 0
-        """Of the last admission that this server knows."""
+        """How many admissions this server knows of."""
         self.decides = Admission() if rank == 0 else None
         """On the coordinator."""
         self._run = run
@@ -38,8 +39,8 @@ class Admitting:
 
     def take(self, rank: int, header: Header, payload: bytes | None, layout: Layout | None) -> None:
         """A message of ``rank``, which is no worker; ``layout`` is that of the run."""
-        if header.kind is Kind.ALIVE:
-            return
+        if header.kind in (Kind.ALIVE, Kind.STOP):
+            return  # all ranks are asked to stop, and those that are workers say it
         if self.decides is None:
             raise ProtocolError(f"rank {rank} sends {header.kind.name} and is no worker")
         if header.kind is Kind.JOIN:
@@ -57,10 +58,14 @@ class Admitting:
         if self.decides is not None:
             self.decides.lose(rank)
 
-    def heard(self, rank: int, kind: Kind) -> None:
-        """A worker has said something; that it lives, it may have said before it knew."""
-        if self.decides is not None and kind is not Kind.ALIVE:
-            self.decides.heard(rank)
+    def heard(self, rank: int, kind: Kind) -> bool:
+        """A worker has said something; whether all servers know by that of the last admission.
+
+        That it lives, or is to stop, it may have said before it knew itself.
+        """
+        if self.decides is None or kind in (Kind.ALIVE, Kind.STOP):
+            return False
+        return self.decides.heard(rank)
 
     def close(self) -> None:
         """A worker has left: nobody is admitted any more."""
@@ -97,6 +102,7 @@ class Admitting:
             worker=worker,
             incarnation=incarnation,
             clock=admitted.clock,
+            sequence=admitted.number,
             nbytes=len(payload),
         )
         for server in self._roles.server_ranks[1:]:
@@ -105,13 +111,15 @@ class Admitting:
     def read(self, header: Header, payload: bytes | None) -> Admitted:
         """An ADMIT; raises ``ProtocolError`` for one that cannot be."""
         rank = control.admitted(payload)
-        known = 0 <= rank < self._roles.size and not self._roles.is_server(rank)
-        if not known or header.worker >= self._roles.workers or header.incarnation <= self.number:
+        known = self._roles.servers <= rank < self._roles.size
+        expected = self.number + len(self._early) + 1
+        if not known or header.worker >= self._roles.workers or header.sequence != expected:
             raise ProtocolError(
                 f"rank {rank} is admitted as worker {header.worker} by admission "
-                f"{header.incarnation}, after {self.number}"
+                f"{header.sequence}, expected {expected}"
             )
-        return Admitted(rank, Seat(header.worker, header.incarnation), header.clock)
+        seat = Seat(header.worker, header.incarnation)
+        return Admitted(header.sequence, rank, seat, header.clock)
 
     def put_off(self, admitted: Admitted) -> None:
         """There is no shard yet."""

@@ -72,6 +72,10 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--checkpoint-dir": ("checkpoint_dir", "where they are (RUN_DIR/checkpoints)"),
     "--keep": ("checkpoint_keep", "how many of them stay (2)"),
     "--resume": ("resume", "go on from a checkpoint: auto (the newest, if any), or a folder"),
+    "--walltime-margin": (
+        "walltime_margin",
+        "stop behind a checkpoint, status 75, so many seconds before Slurm ends the job (0: never)",
+    ),
     "--run-dir": ("run_dir", "run folder (runs/DATE-MODEL-DATASET-MODE)"),
     "--simulate": ("simulate", "all ranks in this process, without MPI: workers=16,servers=2,..."),
     "--pace": ("pace", "how long a simulated step computes (constant:seconds=0.01)"),
@@ -148,8 +152,14 @@ def _train(argv: Sequence[str]) -> int:
     if config is not None and config.simulate:
         return _simulate(config, _train_parser().parse_args(argv).trace, stamp)
     # Wrong arguments, too, are for the ranks to agree on: one of them reports.
-    train(lambda: _configuration(argv), stamp, terminal, about())
+    train(lambda: _configuration(argv), stamp, terminal, about(), ends_at=_ends_at(os.environ))
     return 0
+
+
+def _ends_at(environ: Mapping[str, str]) -> float:
+    """When Slurm ends this job, as unix time; 0 where it does not say."""
+    said = environ.get("SLURM_JOB_END_TIME", "")
+    return float(said) if said.isascii() and said.isdecimal() else 0.0
 
 
 def _simulate(config: Config, trace: Path | None, stamp: str) -> int:

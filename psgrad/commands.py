@@ -230,8 +230,9 @@ def chaos(argv: Sequence[str]) -> int:
     """``psgrad chaos``: real runs, killed on purpose and judged."""
     parser = Parser(
         prog="psgrad chaos",
-        description="Kill ranks and mpiexec of small real runs under psgrad run --restarts, and "
-        "compare what comes of them with undisturbed ones. Status 1 if anything is wrong.",
+        description="Kill and stop ranks and mpiexec of small real runs under psgrad run "
+        "--restarts and --elastic, and compare what comes of them with undisturbed ones. Status 1 "
+        "if anything is wrong.",
         allow_abbrev=False,
     )
     parser.add_argument("--runs", type=count, default=10, metavar="N", help="how many (10)")
@@ -243,13 +244,18 @@ def chaos(argv: Sequence[str]) -> int:
         "--limit", type=count, default=120, metavar="SECONDS", help="for one run (120)"
     )
     parser.add_argument("--json", type=output, metavar="OUT", help="every run, as JSON")
-    given = parser.parse_args(argv)
-    from psgrad.chaos.campaign import Options, campaign
+    from psgrad.chaos.campaign import Options, campaign, kinds
+    from psgrad.chaos.trial import KINDS
     from psgrad.metrics import to_json
 
-    options = Options(
-        given.runs, given.seed, given.first, given.jobs, given.spinners, float(given.limit)
+    parser.add_argument(
+        "--kind", choices=tuple(KINDS), help="how ranks may be lost (each that this MPI can)"
     )
+    given = parser.parse_args(argv)
+    options = Options(
+        given.runs, given.seed, given.first, given.jobs, given.spinners, float(given.limit),
+        (given.kind,) if given.kind else kinds(os.environ),
+    )  # fmt: skip
     done = campaign(options, os.environ)
     if given.json:
         given.json.write_text(to_json([judged.record for judged in done]) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from typing import Any
 from psgrad.checkpoint.files import FileRecord
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import Writer
+from psgrad.control import Stopped
 from psgrad.cuts import LAST, Announcement, Cut, CutPlan
 from psgrad.errors import CheckpointError, ProtocolError
 
@@ -61,6 +62,9 @@ class Committing:
         warn: Callable[[str], None],
     ) -> None:
         self.committed = Committed(checkpoint_newest=plan.number)
+        self.stopped: Stopped | None = None
+        """What became of the last cut, where the run was to stop behind one."""
+        self._reason = ""
         self._store = store
         self._writer = writer
         self._plan = plan
@@ -89,6 +93,15 @@ class Committing:
         """The cut that is to be made now, if one is due."""
         return self._plan.announce(now_s)
 
+    def stop(self, reason: str) -> None:
+        """The next cut that can be announced is the last one; the first ``reason`` is kept."""
+        self._reason = self._reason or reason
+        self._plan.stopping = True
+
+    def apart(self) -> None:
+        """In sync mode, too, workers may be at clocks of their own."""
+        self._plan.apart = True
+
     def saw(self, worker: int, clock: int) -> None:
         """A push has come."""
         self._plan.saw(worker, clock)
@@ -106,6 +119,10 @@ class Committing:
         """A worker has died: it is in no cut to come."""
         self._plan.left(worker)
         self._marked.pop(worker, None)
+
+    def hold(self, held: bool) -> None:
+        """Whether no cut may begin."""
+        self._plan.held = held
 
     def may_admit(self, clock: int) -> bool:
         """Whether no cut is under way, nor may be at ``clock``."""
@@ -175,6 +192,8 @@ class Committing:
         number, problem = part.cut.number, part.errors[0] if part.errors else None
         if problem is None and not part.clocks:
             problem = "the workers that it is of have died"
+        if problem is None and self.stopped is not None:
+            problem = "the run has stopped"  # of workers that had gone on, others are not in it
         if problem is None:
             clocks = {str(worker): clock for worker, clock in part.clocks.items()}
             state = {
@@ -194,12 +213,16 @@ class Committing:
     def _note(self, result: Mapping[str, Any]) -> str:
         number, error = result["number"], result["error"]
         self._plan.under_way = False
+        newest = self.committed.checkpoint_newest
+        if number == self._plan.last and self.stopped is None:
+            self.stopped = Stopped(self._reason, number, number if error is None else newest, error)
         if error is None:
             self.committed.checkpoints += 1
             self.committed.checkpoint_newest = number
             return f"checkpoint {number} is safe"
         self.committed.checkpoints_failed += 1
-        newest = self.committed.checkpoint_newest
+        if number == self._plan.last:  # the end of the run says it
+            return f"checkpoint {number} was not written: {error}"
         there_is = f"the newest one is {newest}" if newest else "there is none yet"
         said = f"checkpoint {number} was not written: {error}; training goes on, {there_is}"
         self._warn(said)

@@ -27,6 +27,7 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 MODES: Final = ("sync", "ssp", "async")
+METRICS: Final = ("first", "all")
 PROGRESS: Final = ("auto", "line", "plain", "off")
 DEFAULT_STALENESS: Final = 3
 ENVIRONMENT_PREFIX: Final = "PSGRAD_"
@@ -101,7 +102,12 @@ class Config:
     checkpoint_dir: str = _key("", "where checkpoints are; empty: RUN_DIR/checkpoints")
     checkpoint_keep: int = _key(2, "how many checkpoints stay", least=1)
     resume: str = _key("", "go on from a checkpoint: auto (the newest, if there is one), a folder")
+    stop_signals: tuple[str, ...] = _key(("USR1",), "signals that end a run behind a checkpoint")
+    walltime_margin: float = _key(
+        0.0, "seconds before the job's end to stop behind a checkpoint; 0: never", least=0
+    )
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
+    metrics: str = _key("first", "whose steps are kept: first (worker 0), all", among=METRICS)
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)
     json: bool = _key(False, "print the summary as JSON on the last line")
     record: bool = _key(False, "write down what psgrad replay needs to repeat the run")

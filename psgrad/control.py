@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final, NamedTuple
 
-from psgrad.errors import LayoutError, WireError, shown
+from psgrad.errors import LayoutError, NotSavedError, Preempted, WireError, shown
 from psgrad.layout import Layout
 from psgrad.messages import Kind, decode_json
 
@@ -50,6 +50,31 @@ class Past(NamedTuple):
 
     meetings: int = 0
     changes: tuple[Change, ...] = ()
+    mine: tuple[Span, ...] = ()
+    """Of those that were this worker before."""
+
+
+class Stopped(NamedTuple):
+    """Why a run was stopped, and what is safe: checkpoint ``number``, or the ``newest`` one (0:
+    there is none), because of ``problem``."""
+
+    reason: str
+    number: int
+    newest: int
+    problem: str | None
+
+    @property
+    def error(self) -> Preempted:
+        """What every rank ends with."""
+        said = f"stopped by {self.reason}"
+        if self.problem is None:
+            return Preempted(f"{said}: checkpoint {self.number} is safe; go on with resume auto")
+        lost = f"checkpoint {self.number} was not written: {self.problem}"
+        if self.newest:
+            return Preempted(
+                f"{said}, but {lost}; go on from checkpoint {self.newest} with resume auto"
+            )
+        return NotSavedError(f"{said}, and nothing is saved: {lost}")
 
 
 class Result(NamedTuple):
@@ -125,13 +150,17 @@ def past(payload: Any) -> Past:
     said = fields(payload, Kind.REGISTERED, past=(dict,))["past"]
     meetings = _field(said, Kind.REGISTERED, "meetings", (int,))
     changes = _field(said, Kind.REGISTERED, "changes", (list,))
-    return Past(meetings, tuple(_change(change, Kind.REGISTERED) for change in changes))
+    mine = _field(said, Kind.REGISTERED, "mine", (list,))
+    if not all(map(_is_span, mine)):
+        raise WireError(f"field 'mine' of REGISTERED must be pairs of clocks, got {_shown(mine)}")
+    told = tuple(_change(change, Kind.REGISTERED) for change in changes)
+    return Past(meetings, told, tuple(Span(*span) for span in mine))
 
 
 def past_record(past: Past) -> dict[str, Any]:
     """What ``past`` reads."""
     changes = [{"running": c.running, "spans": c.spans} for c in past.changes]
-    return {"meetings": past.meetings, "changes": changes}
+    return {"meetings": past.meetings, "changes": changes, "mine": past.mine}
 
 
 def admitted(payload: Any) -> int:
@@ -209,6 +238,18 @@ def marker(payload: Any) -> tuple[list[str], dict[str, Any]]:
 def last_state(payload: Any) -> dict[str, Any]:
     """A LEAVE, where there are checkpoints: the worker's last state. Raises ``WireError``."""
     return _check_kept(fields(payload, Kind.LEAVE, state=(dict,))["state"], Kind.LEAVE)
+
+
+def stop(payload: Any) -> str:
+    """A STOP: what asks for it. Raises ``WireError``."""
+    reason: str = fields(payload, Kind.STOP, reason=(str,))["reason"]
+    return reason
+
+
+def stopped(payload: Any) -> Stopped:
+    """A STOPPED. Raises ``WireError``."""
+    types = {"reason": (str,), "number": (int,), "newest": (int,), "problem": TEXT}
+    return Stopped(**fields(payload, Kind.STOPPED, **types))
 
 
 def workers(payload: Any, kind: Kind) -> tuple[int, ...]:

@@ -75,6 +75,10 @@ class Coordinator:
         self.spans[worker] = (*self.spans[worker], Span(clock))
         self._come[worker] = self.past.meetings
 
+    def past_of(self, worker: int) -> Past:
+        """What ``worker``, which was admitted, has missed."""
+        return self.past._replace(mine=self.spans[worker][:-1])
+
     def waiting(self) -> tuple[set[int], set[int]]:
         """Who waits at a rendezvous, and which running workers have not come to it."""
         come = {worker for parts in self._open.values() for worker in parts}

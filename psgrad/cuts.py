@@ -63,6 +63,8 @@ class Announcement(NamedTuple):
 
     number: int
     clock: int
+    last: bool = False
+    """Whether the run stops behind it."""
 
 
 @dataclass
@@ -79,13 +81,18 @@ class Markers:
         """Whether others may be waiting for this worker's marker."""
         return self.announced is not None and self.announced.number > self.last
 
+    @property
+    def stops(self) -> bool:
+        """Whether the run stops behind a cut that was announced."""
+        return self.announced is not None and self.announced.last
+
     def due(self, clock: int) -> int | None:
         """The number of the cut that is to be made behind the push of ``clock``; None: none."""
+        if self.announced is not None and self.asked and clock >= self.announced.clock:
+            return self.announced.number
         if self.bound == 0 and self.every.steps:
             return clock if clock % self.every.steps == 0 and clock > self.last else None
-        if self.announced is None or not self.asked or clock < self.announced.clock:
-            return None
-        return self.announced.number
+        return None
 
 
 @dataclass
@@ -159,9 +166,21 @@ class CutPlan:
     clocks: dict[int, int]
     number: int = 0  # of the last cut
     under_way: bool = False
+    stopping: bool = False
+    """Whether the next cut is the last one."""
+    apart: bool = False
+    """Whether workers may be at clocks of their own in sync mode: pushes without pulls, groups."""
+    held: bool = False
+    """Whether no cut may begin: a worker comes in, and not all servers know."""
+    _last: int = 0  # the number of the last cut, once it was announced
     _gone: set[int] = field(default_factory=set)  # workers that have left
     _since_s: float = math.nan
     _since_steps: int = 0
+
+    @property
+    def last(self) -> int | None:
+        """The number of the cut behind which the run stops, once that was announced."""
+        return self._last or None
 
     def saw(self, worker: int, clock: int) -> None:
         """A push has come, or the last clock of a worker that leaves.
@@ -191,7 +210,11 @@ class CutPlan:
         """The cut that is to be made now, if one is due and none is under way."""
         local = self.bound == 0 and self.every.steps  # each worker knows by itself
         live = len(self.clocks.keys() - self._gone)
-        if not self.every or local or self.under_way or not live:
+        if not self.every or self.under_way or self.held or not live or self._last:
+            return None
+        if self.stopping:
+            return self._announce_last()
+        if local:
             return None
         steps = sum(self.clocks.values())
         if math.isnan(self._since_s):
@@ -209,3 +232,13 @@ class CutPlan:
         self.under_way = True
         self._since_s, self._since_steps = now_s, steps
         return Announcement(self.number, clock)
+
+    def _announce_last(self) -> Announcement:
+        clock = max(self.clocks.values()) + 1 if self.bound == 0 else 0
+        if self.apart and self.bound == 0 and self.every.steps:
+            # Some may be further: all are sure to mark the next multiple, told or not.
+            clock = -(-clock // self.every.steps) * self.every.steps
+        steps = sum(self.clocks.values())
+        self.number = self._last = max(self.number + 1, clock or steps // len(self.clocks))
+        self.under_way = True
+        return Announcement(self.number, clock, last=True)

@@ -10,6 +10,8 @@
     ├── CheckpointError             a checkpoint that cannot be used           1
     ├── RankLostError               a rank died without which it cannot go on  1
     ├── FencedError                 this worker counts as dead, and was not    1
+    ├── Preempted                   stopped from outside: start it again       75
+    │   └── NotSavedError           the same, and there is no checkpoint       1
     ├── WireError                   bytes that are not a psgrad message        1
     ├── ProtocolError               a message the state machine cannot accept  1
     └── LaunchError                 mpiexec is missing or did not start        2
@@ -71,6 +73,18 @@ class RankLostError(PsgradError):
 
 class FencedError(PsgradError):
     """This worker was silent for too long: it is out of the run, which goes on without it."""
+
+
+class Preempted(PsgradError):  # noqa: N818 - nothing is wrong
+    """The run was stopped from outside, behind a checkpoint: started again, it goes on there."""
+
+    exit_status = 75  # os.EX_TEMPFAIL
+
+
+class NotSavedError(Preempted):
+    """The run was stopped from outside, and there is no checkpoint that it could go on from."""
+
+    exit_status = 1
 
 
 class WireError(PsgradError):

@@ -192,6 +192,15 @@ class Exchange:
                 return
             self._links.take()
 
+    def abandon(self) -> None:
+        """Sends what is left of the step that is under way; one that is open gets an empty end."""
+        if self.is_open:
+            self.settle(0.0)
+        while self._rest:
+            self._send_rest()
+            if self._rest:
+                self._links.take()
+
     def finish(self) -> None:
         """Waits for the step that is under way, if one is."""
         if self._links.awaited:

@@ -6,6 +6,7 @@
                                 steps)
 ``fail:rank=R,step=S``          rank R raises RuntimeError before its step S
 ``signflip:rank=R,factor=F``    rank R pushes each gradient times -F
+``stop:rank=R,step=S``          rank R asks before its step S that the run stops, as a signal would
 ==============================  ===========================================================
 
 Ranks are MPI ranks, as ``mpirun`` counts them; steps count from 1.
@@ -32,6 +33,7 @@ _KEYS: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, float]]]] = Mappin
         "nan": (("rank", "step"), {"steps": 1.0}),
         "fail": (("rank", "step"), {}),
         "signflip": (("rank", "factor"), {}),
+        "stop": (("rank", "step"), {}),
     }
 )
 
@@ -109,5 +111,7 @@ def apply(faults: Sequence[Fault], worker: Worker, mpi_rank: int, compute_s: flo
         elif fault.kind == "signflip":
             for grad in worker.grads.values():
                 grad *= np.float32(-fault.factor)
+        elif fault.kind == "stop" and fault.step == step:
+            worker.ask_to_stop(f"planted stop at step {step}")
         elif fault.kind == "fail" and fault.step == step:
             raise RuntimeError(f"planted failure at step {step}")

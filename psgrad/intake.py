@@ -26,7 +26,7 @@ SERVER_KINDS: Final = frozenset(
 )
 """What servers alone send, to each other; beside it they say that they are done."""
 COORDINATOR_KINDS: Final = frozenset({Kind.EVICTED, Kind.COMMIT, Kind.ADMIT})
-OUTSIDE_KINDS: Final = frozenset({Kind.JOIN, Kind.REGISTER, Kind.ALIVE})
+OUTSIDE_KINDS: Final = frozenset({Kind.JOIN, Kind.REGISTER, Kind.ALIVE, Kind.STOP})
 """What a rank that is no worker sends."""
 
 
@@ -120,7 +120,7 @@ class Intake:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
         if self._roles.is_server(peer):
             leads = peer == 0 or header.kind not in COORDINATOR_KINDS
-            if not leads or header.kind not in SERVER_KINDS | {Kind.FINISH}:
+            if not leads or header.kind not in SERVER_KINDS | {Kind.FINISH, Kind.STOP}:
                 raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
             return
         if header.kind in SERVER_KINDS:

@@ -24,6 +24,8 @@ from psgrad.causes import Causes
 from psgrad.errors import CAUSE, LaunchError
 from psgrad.frozen import Frozen
 from psgrad.launch import Plan
+from psgrad.preemption import MARK
+from psgrad.starting import Starting
 from psgrad.stops import Stops
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ STDERR: Final = 2
 TICK_S: Final = 0.1
 TIDY_S: Final = 1.0  # for mpiexec to remove its files when its ranks are dead
 GONE_S: Final = 5.0  # for a killed process to disappear
+DIED_EARLY: Final = "a rank has ended before all ranks were up: the others cannot start without it"
 
 REQUEUE: Final = os.EX_TEMPFAIL  # 75, of a rank: what there is is safe, start me again
 FATAL: Final = (
@@ -51,31 +54,61 @@ class Child:
 
     strangers: frozenset[int]  # children of ours that are no part of it
     stops: Sequence[int]  # signals that have come: the first is passed on, the second kills
+    stoppable: bool = False  # its ranks will take SIGUSR1, though they may not be there yet
     process: subprocess.Popen[bytes] | None = None
     frozen: Frozen | None = None  # where ranks may be stopped, and left behind
+    starting: Starting | None = None  # where mpiexec does not end the job of one that has died
+    cause: bytes = b""  # why its ranks were killed by us
     _kill_at: float | None = None
+    _asked: bool = False
 
     def obey(self) -> None:
-        """Does what the last signal asks for, as soon as there is a process to do it to."""
+        """Does what the last signal asks for, as soon as there is a process to do it to.
+
+        SIGUSR1 asks for a stop and never kills, however often it comes: batch systems repeat it.
+        """
         if self.process is None or not self.stops:
             return
-        if len(self.stops) == 1:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGTERM)
-        elif len(self.stops) == 2:
+        hard = [signum for signum in self.stops if signum != signal.SIGUSR1]
+        if len(hard) <= 1:
+            self._ask(self.process)
+        elif len(hard) == 2:
             # Without its ranks mpiexec ends by itself, and removes its files.
             self._kill_at = time.monotonic() + TIDY_S
             kill(self._family() - {self.process.pid})
         else:
             kill(self._family())
 
+    def _ask(self, process: subprocess.Popen[bytes]) -> None:
+        """Has ranks that can stop behind a checkpoint; of others mpiexec is to end."""
+        if self._asked:
+            return
+        self._asked = True  # the next signal may come while this one is dealt with
+        if ranks := [pid for pid in self._family() - {process.pid} if stops_behind_checkpoint(pid)]:
+            for pid in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
+            write(b"psgrad: stopping behind a checkpoint; a second signal aborts\n")
+        elif self.stoppable:
+            self._asked = False  # they are not up yet
+        else:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
     def tick(self) -> None:
         """Kills what was given time to end and did not, and what nobody will wake."""
+        if self.stops and self.process is not None:
+            self._ask(self.process)
         if self._kill_at is not None and time.monotonic() > self._kill_at:
             kill(self._family())
         if self.frozen is not None and self.process is not None and self.frozen.is_due:
             ranks = self._family() - {self.process.pid}
             if self.frozen.look(ranks):
+                kill(ranks)
+        if self.starting is not None and self.process is not None and not self.starting.over:
+            ranks = self._family() - {self.process.pid}
+            if self.starting.look(ranks):
+                self.starting, self.cause = None, f"{CAUSE}{DIED_EARLY}".encode()
                 kill(ranks)
 
     def end(self) -> None:
@@ -126,15 +159,19 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     begin with ``errors.CAUSE``: the first of them is the cause that is returned, and the others are
     dropped. Where there is none and the status is not 0, a line of ours says so.
 
-    SIGINT, SIGTERM and SIGHUP (unless ignored) are passed on once, as SIGTERM; a second one kills.
-    The status is then 128 + n of the first, unless the command ended well or asks to be started
-    again (75). If this process is killed, mpiexec ends its ranks. Call it from the main thread.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 (unless ignored) are passed on once: as SIGUSR1 to ranks
+    that take it, which stop behind a checkpoint and end with 75, otherwise as SIGTERM to mpiexec. A
+    second one kills, if it is not SIGUSR1. The status is then 128 + n of the first, unless the
+    command ended well or asks to be started again (75). If this process is killed, mpiexec ends its
+    ranks. Call it from the main thread.
 
     What an MPI leaves of its shared memory and its session (:mod:`psgrad.leftovers`) is removed.
     """
     there = leftovers.segments()
-    child = Child(frozenset(_children().get(os.getpid(), ())), stops.signums)
-    child.frozen = Frozen() if plan.elastic else None
+    strangers = frozenset(_children().get(os.getpid(), ()))
+    child = Child(strangers, stops.signums, plan.stoppable)
+    if plan.elastic:
+        child.frozen, child.starting = Frozen(), Starting(plan.ranks)
     causes = Causes()
     stops.told = child.obey
     with _adopting() as libc:
@@ -152,9 +189,10 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     status = 128 - status if status < 0 else status
     if status not in (0, REQUEUE) and stops.signums:
         status = 128 + stops.signums[0]
-    if plan.elastic and causes.first and not status:
+    said = causes.first or child.cause
+    if plan.elastic and said and not status:
         status = 1  # mpiexec does not count ranks that were killed, and one said why the job ends
-    cause = causes.first or _closing(plan.argv[0], status, stops.signums).encode()
+    cause = said or _closing(plan.argv[0], status, stops.signums).encode()
     return Ended(status, cause)
 
 
@@ -259,6 +297,16 @@ def _children() -> dict[int, list[int]]:
                 fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
                 tree.setdefault(int(fields[1]), []).append(int(entry.name))
     return tree
+
+
+def stops_behind_checkpoint(pid: int) -> bool:
+    """Whether a process is a rank that SIGUSR1 makes do that (``preemption.MARK``)."""
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed meanwhile
+                if os.readlink(entry.path).startswith(f"/memfd:{MARK} "):
+                    return True
+    return False
 
 
 def kill(pids: Iterable[int]) -> None:

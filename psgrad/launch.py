@@ -118,6 +118,8 @@ class Plan:
     unset: tuple[str, ...]
     vendor: Vendor
     elastic: bool = False
+    stoppable: bool = False  # asked to stop, the ranks do so behind a checkpoint
+    ranks: int = 0
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """``environ`` as the job gets it."""
@@ -238,6 +240,7 @@ def plan(launch: Launch, machine: Machine, environ: Mapping[str, str]) -> Plan:
         unset=unset,
         vendor=machine.vendor,
         elastic=launch.elastic,
+        ranks=launch.ranks,
     )
 
 

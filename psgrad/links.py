@@ -15,14 +15,16 @@ from typing import Final
 
 import numpy as np
 
+from psgrad import control
 from psgrad.codecs import DIFFERENCES
 from psgrad.codecs.base import Bytes, Codec, add_into, write_into
 from psgrad.codecs.wire import seal
 from psgrad.cuts import Announcement, Markers
 from psgrad.errors import FencedError, ProtocolError, RankLostError
 from psgrad.layout import Float32
-from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind, Verdict
+from psgrad.messages import CONTROL_LIMIT, HEADER_NBYTES, Flag, Header, Kind, Verdict, encode_json
 from psgrad.numbering import Numbering
+from psgrad.preemption import WATCH_S, Preemption
 from psgrad.record import Recorder
 from psgrad.roles import Roles
 from psgrad.seats import Seat
@@ -30,7 +32,9 @@ from psgrad.transport import Buffer, Transport
 
 OUTDATED_NBYTES: Final = 1 << 30  # MPI counts in 32 bits; chunks have no more
 TIMED_NBYTES: Final = 64 << 10  # a pull of less is latency
-CARRYING: Final = frozenset({Kind.REGISTERED, Kind.PARAMS, Kind.MET, Kind.STATS_ARE, Kind.SHARED})
+CARRYING: Final = frozenset(
+    {Kind.REGISTERED, Kind.PARAMS, Kind.MET, Kind.STATS_ARE, Kind.SHARED, Kind.STOPPED}
+)
 """What servers send with a payload."""
 
 
@@ -60,6 +64,10 @@ class ServerLinks:
     ) -> None:
         """``seat`` is which worker this is, None as at the start. With ``numbering``, the links are
         those that this rank has had before."""
+        self.stopped: control.Stopped | None = None
+        """Why the run has stopped, once the coordinator says so."""
+        self.preemption: Preemption | None = None
+        """What this rank is told from outside."""
         self.beat_s: float | None = None
         """How often the coordinator is to hear of a worker that waits; None: never."""
         self.answered = Answered()
@@ -93,6 +101,8 @@ class ServerLinks:
         self._parting: set[int] | None = None  # servers that do not know yet that this worker ends
         self._recorder = recorder
         self._numbering = Numbering() if numbering is None else numbering
+        self._asked = False  # whether the coordinator was asked to stop the run
+        self._silent_s = 0.0  # how long it has heard nothing, while this worker waits
         self._held: dict[int, int] = {}  # chunk -> version of the reference that lies in its memory
         if numbering is None:
             transport.connect(self._servers)
@@ -114,13 +124,13 @@ class ServerLinks:
         while give is not None and self._wanted:
             give(self._wanted.pop())
 
-    def part(self) -> None:
+    def part(self, flags: int = 0) -> None:
         """Tells every server that this worker's main has returned, and waits until they know.
 
         One that is gone need not know.
         """
         self._parting = set(self._servers)
-        self.tell_all(Header(Kind.FINISH))
+        self.tell_all(Header(Kind.FINISH, flags=flags))
         while self._parting:
             self._take_one()
 
@@ -226,15 +236,32 @@ class ServerLinks:
             raise ProtocolError(f"expected {kind.name}, got {header.kind.name}")
         return header, payload
 
+    def await_left(self) -> None:
+        """Waits until all servers have said that this worker has left; drops what else they say."""
+        for _ in self._servers:
+            while not self._inbox or self._inbox.popleft()[0].kind is not Kind.LEFT:
+                self._take_one()
+
+    def look_outside(self) -> None:
+        """Tells the coordinator where this rank was asked to stop."""
+        if self.preemption is not None and self.preemption.reason:
+            self.ask_to_stop(f"{self.preemption.reason} at rank {self._transport.rank}")
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Asks the coordinator, once, to stop the run."""
+        if not self._asked:
+            self._asked = True
+            self.tell(0, Header(Kind.STOP), encode_json({"reason": reason}))
+
     def _take_one(self, timeout: float | None = None) -> bool:
         """Takes a message; False where none came within ``timeout`` seconds."""
-        beat_s = self.beat_s if timeout is None else timeout
-        message = self._transport.receive(self._place, beat_s)
+        patience_s = self._patience_s if timeout is None else timeout
+        message = self._transport.receive(self._place, patience_s)
         while message is None:
             if timeout is not None:
                 return False
-            self.tell(0, Header(Kind.ALIVE))  # who waits is not dead
-            message = self._transport.receive(self._place, beat_s)
+            self._look_up(patience_s or 0.0)
+            message = self._transport.receive(self._place, patience_s)
         server, header = message
         if header.kind is Kind.LOST and self._parting is not None:
             self._parting.discard(server)
@@ -280,7 +307,10 @@ class ServerLinks:
             self._wanted.append(header.chunk)
             self.give_first_values(self._first_values)
         elif header.kind is Kind.CUT:
-            self.markers.announced = Announcement(header.sequence, header.clock)
+            last = bool(header.flags & Flag.LAST)
+            self.markers.announced = Announcement(header.sequence, header.clock, last)
+        elif header.kind is Kind.STOPPED:
+            self.stopped = control.stopped(self._placed[server].popleft())
         elif header.kind is Kind.RECEIVED:
             self._count_answer(server, header)
             self.is_sound &= header.verdict is not Verdict.SKIPPED
@@ -297,6 +327,21 @@ class ServerLinks:
             payload = self._placed[server].popleft().tobytes() if header.nbytes else b""
             self._inbox.append((header, payload))
         return True
+
+    @property
+    def _patience_s(self) -> float | None:
+        """How long this worker waits for a message before it looks up."""
+        if self.preemption is None:
+            return self.beat_s
+        return WATCH_S if self.beat_s is None else min(WATCH_S, self.beat_s)
+
+    def _look_up(self, waited_s: float) -> None:
+        """Nothing has come for a while: what is to be done meanwhile."""
+        self.look_outside()
+        self._silent_s += waited_s
+        if self.beat_s is not None and self._silent_s >= self.beat_s:
+            self._silent_s = 0.0
+            self.tell(0, Header(Kind.ALIVE))  # who waits is not dead
 
     def _count_answer(self, server: int, header: Header) -> None:
         if not self._unanswered[server]:

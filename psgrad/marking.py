@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from psgrad.errors import CheckpointError, ConfigError
 from psgrad.links import ServerLinks
-from psgrad.messages import Header, Kind, encode_json
+from psgrad.messages import Flag, Header, Kind, encode_json
 from psgrad.push_encoder import PushEncoder
 from psgrad.registered import Registered
 from psgrad.resuming import Resuming
@@ -67,7 +67,9 @@ class Marking:
                 server = self._state.owner[chunk.index]
                 self._links.tell(server, header._replace(version=row), part)
         said = encode_json({"rows": list(state.rows), "state": state.record})
-        self._links.tell_all(Header(Kind.MARK, clock=position.clock, sequence=number), said)
+        flags = Flag.LAST if markers.stops and not markers.asked else 0
+        mark = Header(Kind.MARK, clock=position.clock, sequence=number, flags=flags)
+        self._links.tell_all(mark, said)
         self._transport.flush()  # the rows are the state itself
 
     def pushed(self) -> None:

@@ -90,6 +90,8 @@ class Kind(enum.IntEnum):
     COMPLETE = 28  # to the coordinator: a server has all of a round; payload: of whom
     COMMIT = 29  # from the coordinator: that round closes; payload: with whom
     ALIVE = 27  # to the coordinator: a worker waits, or computes for long; not answered
+    STOP = 40  # to the coordinator: a rank was asked to stop; payload: by what
+    STOPPED = 41  # to a worker: the run has stopped; payload: what of it is safe
 
 
 class Verdict(enum.IntEnum):
@@ -118,6 +120,7 @@ class Flag:
     SHARED: Final = 8  # there is no payload: it lies in memory that both ranks have
     BY_MESSAGE: Final = 64  # in a PULL: with a payload, even where memory is shared
     OPEN: Final = 32  # in a STEP: not before the SETTLE of its step; answered by RECEIVED as well
+    LAST: Final = 128  # in a CUT or MARK: the run stops behind it; in a FINISH: the worker has
 
 
 class Header(NamedTuple):

@@ -14,7 +14,7 @@ class Sink(Protocol):
     """Where reports go."""
 
     def record(self, kind: str, **fields: Any) -> None:
-        """One line of ``metrics.jsonl``: the seconds since the start, ``kind`` and ``fields``."""
+        """One line of the metrics: the seconds since the start, ``kind`` and ``fields``."""
         ...
 
     def log(self, text: str) -> None:
@@ -33,7 +33,7 @@ class Silent:
 
 
 class Journal:
-    """A rank's part of the run folder: ``logs/NAME.log`` and, if asked, ``metrics.jsonl``.
+    """A rank's part of the run folder: ``logs/NAME.log`` and, if asked, its metrics.
 
     Each line reaches the file at once, so a rank that is killed leaves what it said.
     """
@@ -44,18 +44,18 @@ class Journal:
         name: str,
         now: Callable[[], float],
         *,
-        metrics: bool = False,
+        metrics: str = "",
         append: bool = False,
     ) -> None:
-        """``metrics``: this rank keeps them; ``append``: behind what a run before has left."""
+        """``metrics``: the file that has this rank's; ``append``: behind what a run before left."""
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         self._now = now
         self._start = now()
         self._log = _open(folder / "logs" / f"{name}.log", append)
-        self._metrics = _open(folder / "metrics.jsonl", append) if metrics else None
+        self._metrics = _open(folder / metrics, append) if metrics else None
 
     def record(self, kind: str, **fields: Any) -> None:
-        """Appends to ``metrics.jsonl``; on other ranks than the one that keeps it, nothing."""
+        """Appends to the metrics; on a rank that keeps none, nothing."""
         if self._metrics is not None:
             line = {"seconds": round(self._now() - self._start, 6), "kind": kind, **fields}
             self._metrics.write(to_json(line) + "\n")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Final
 
+from psgrad import preemption
 from psgrad.aggregate import Aggregate, check_workers
 from psgrad.aggregate import check as check_aggregate
 from psgrad.checkpointing import CheckpointOptions
@@ -54,6 +55,8 @@ class Options:
     checkpoint_every: str = ""
     checkpoint_keep: int = 2
     resume: str = ""
+    stop_signals: Sequence[str] = preemption.DEFAULT
+    walltime_margin: float = 0.0
     checkpoints: CheckpointOptions = field(init=False, repr=False)
     aggregate: str = "mean"
     compression: Compression = field(init=False, repr=False)
@@ -73,6 +76,8 @@ class Options:
             "server_threads": _whole("server_threads", self.server_threads, 0),
             "seed": _whole("seed", self.seed, 0),
             "spares": _whole("spares", self.spares, 0),
+            "stop_signals": preemption.check(self.stop_signals),
+            "walltime_margin": _seconds("walltime_margin", self.walltime_margin),
         }
         for name, value in fixed.items():
             object.__setattr__(self, name, value)
@@ -188,6 +193,13 @@ def _whole(name: str, value: Any, least: int, more: str = "") -> int:
     if number is None or number < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}{more}")
     return number
+
+
+def _seconds(name: str, value: Any) -> float:
+    """A number of seconds that may be 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ConfigError(f"{name} must be a number of seconds of at least 0, got {value!r}")
+    return float(value)
 
 
 def _clip_norm(value: Any) -> float | None:

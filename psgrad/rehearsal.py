@@ -11,7 +11,7 @@ After every message is checked what must hold (``invariants``), and at the end
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 

@@ -111,7 +111,8 @@ def supervise(job: Job, environ: Mapping[str, str], restarts: int = 0) -> int:
             plan, where = _next(job)
             jobs.write(f"{SAID}{decision.reason}, {where}; it ended with: {cause}\n".encode())
             if stops.wait(decision.delay_s or 0.0):
-                decision = Decision(None, 128 + stops.signums[0])
+                safe = plan.stoppable  # nothing is lost that was not
+                decision = Decision(None, jobs.REQUEUE if safe else 128 + stops.signums[0])
                 cause = f"stopped by {Signals(stops.signums[0]).name} before the restart"
                 break
     if decision.reason:

@@ -61,6 +61,7 @@ def run(
         own = () if made is None else ("--run-dir", str(folder))
         asked = replace(asked, command=(*asked.command, *own))
         first = launch.prepare(asked, environ, terminal=terminal)
+        first = replace(first, stoppable=bool(config.checkpoint_every))
         # A setting goes before what the user gives, in whatever way.
         resumed = replace(first, argv=(*first.argv, "--set", f"resume={AUTO}"))
         checkpoints = Path(config.checkpoint_dir or runfolder.checkpoints(folder))

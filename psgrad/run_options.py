@@ -25,6 +25,7 @@ RUN_OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = Mappin
             "threads of a server's arithmetic (by cores)",
         ),
         "--chunk-bytes": ("chunk_bytes", count, "bytes of a chunk (the default grid)"),
+        "--aggregate": ("aggregate", str, "what a round is: mean, median, krum:1, ... (mean)"),
         "--window": ("window", count, "unanswered chunks of a worker at a server (8)"),
     }
 )

@@ -5,6 +5,7 @@
     runs/20260102-030405-mlp-digits-ssp/
         config.toml          every key but run_dir, resume; `psgrad train config.toml` repeats it
         metrics.jsonl        one record a line
+        metrics-1.jsonl      with metrics = all, those of worker 1, and so on
         model.safetensors    the parameters, by name
         summary.json         accuracy, time, bytes, staleness, ...
         checkpoints/         with --checkpoint-every, the newest ones
@@ -54,6 +55,11 @@ def make(config: Config, stamp: str) -> Path:
 def checkpoints(folder: Path) -> Path:
     """Where a run writes its checkpoints, unless it is told another place."""
     return folder / "checkpoints"
+
+
+def metrics(worker: int) -> str:
+    """The file that has the metrics of ``worker``."""
+    return f"metrics-{worker}.jsonl" if worker else "metrics.jsonl"
 
 
 def finished(config: Config) -> str | None:

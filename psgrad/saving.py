@@ -14,6 +14,7 @@ from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import Writer
 from psgrad.chunk_state import Reply
 from psgrad.committing import Committing
+from psgrad.control import Stopped
 from psgrad.cuts import Announcement, Cut
 from psgrad.errors import ProtocolError
 from psgrad.intake import PUSH_KINDS
@@ -73,11 +74,17 @@ class ServerSaving:
         self._marked.pop(worker, None)
 
     def copy(
-        self, shard: Shard, cut: Cut, now: Callable[[], float], problem: str | None = None
+        self,
+        shard: Shard,
+        cut: Cut,
+        now: Callable[[], float],
+        problem: str | None = None,
+        last: bool = False,
     ) -> None:
         """Copies the shard, which stands at ``cut``, and has the copy written.
 
-        With a ``problem`` there will be no part of this checkpoint.
+        With a ``problem`` there will be no part of this checkpoint. The ``last`` one waits for the
+        one before it, if that is still being written.
         """
         start_s = now()
         first_s, self._first_s = self._first_s, None
@@ -87,6 +94,10 @@ class ServerSaving:
             self.saved.checkpoint_wait_s = max(self.saved.checkpoint_wait_s, waited)
         if any(self._marked.values()):
             self._first_s = start_s  # the next cut is open
+        if last and self._writer.busy:
+            self._writer.finish()
+            report = self._writer.poll()
+            self._refused += [] if report is None else [report]
         if problem is None and self._writer.busy:
             problem = "the one before it is still being written"
         if problem is not None:
@@ -148,6 +159,7 @@ class Checkpoints:
         self._committing = committing
         self._together = together
         self._reports: list[dict[str, Any]] = []  # of this server, for the coordinator
+        self._last: int | None = None  # the number of the cut behind which the run stops
 
     @property
     def busy(self) -> bool:
@@ -155,11 +167,22 @@ class Checkpoints:
         mine = self._saving.busy or bool(self._reports)
         return mine or (self._committing is not None and self._committing.busy)
 
-    def registered(self, shard: Shard, about: Mapping[str, Any], clocks: Mapping[int, int]) -> None:
-        """Workers are at ``clocks``; manifests say ``about`` of the run."""
+    def registered(
+        self,
+        shard: Shard,
+        about: Mapping[str, Any],
+        clocks: Mapping[int, int],
+        apart: bool = False,
+    ) -> None:
+        """Workers are at ``clocks``; manifests say ``about`` of the run.
+
+        ``apart``: there are groups of workers, each at clocks of its own also in sync mode.
+        """
         self._saving.reserve(shard)
         if self._committing is not None:
             self._committing.registered(about, clocks)
+            if apart:
+                self._committing.apart()
 
     def see(
         self, shard: Shard, header: Header, payload: Any, now: Callable[[], float]
@@ -169,6 +192,8 @@ class Checkpoints:
             self._saving.row(header, payload)
         elif header.kind is Kind.MARK:
             rows, state = control.marker(payload)
+            if header.flags & Flag.LAST:
+                self._last = header.sequence
             shard.mark(header.worker, header.sequence, header.clock)
             self._saving.marked(header.worker, rows, now())
             if self._committing is not None:
@@ -200,6 +225,11 @@ class Checkpoints:
         ``clock`` would be in on one server and not on another."""
         return self._committing is None or self._committing.may_admit(clock)
 
+    def hold(self, held: bool) -> None:
+        """On the coordinator: whether no cut may begin, because a worker comes in."""
+        if self._committing is not None:
+            self._committing.hold(held)
+
     def cut_if_complete(self, shard: Shard, now: Callable[[], float]) -> list[Reply]:
         """Makes the cut that is open, if nothing is missing, and so with the next; the answers
         that are due then."""
@@ -210,14 +240,33 @@ class Checkpoints:
             self._reports += self._saving.reports()
         return replies
 
-    def announce(self, header: Header, now_s: float, may: bool = True) -> Announcement | None:
-        """A message about a chunk has come: the cut that is due now, if one is, and ``may`` be."""
+    def announce(self, header: Header, now_s: float) -> Announcement | None:
+        """A message about a chunk has come: the cut that is due now, if one is."""
         if self._committing is None:
             return None
         pushed = header.kind in PUSH_KINDS and not header.flags & Flag.OPEN
         if pushed or header.kind is Kind.SETTLE:  # of an open step, nobody has looked at the clock
             self._committing.saw(header.worker, header.clock)
-        return self._committing.announce(now_s) if may else None
+            if header.kind is Kind.PUSH and not header.flags & Flag.QUIET:
+                self._committing.apart()
+        return self.due(now_s)
+
+    def due(self, now_s: float) -> Announcement | None:
+        """The cut that is to be made now, if one is, on the coordinator."""
+        return None if self._committing is None else self._committing.announce(now_s)
+
+    def stop(self, reason: str, now_s: float) -> Announcement | None:
+        """The coordinator is to end the run behind a cut because of ``reason``: the cut, where it
+        can be made at once; else a later ``announce`` has it."""
+        if self._committing is None:
+            raise ProtocolError("only the coordinator stops a run")
+        self._committing.stop(reason)
+        return self.due(now_s)
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """What became of the last cut of a run that was to stop, on the coordinator."""
+        return None if self._committing is None else self._committing.stopped
 
     def _copy(self, shard: Shard, cut: Cut, now: Callable[[], float]) -> None:
         if self._committing is not None:
@@ -227,7 +276,7 @@ class Checkpoints:
             # Announced to workers that had gone on, or of groups that never were in step.
             where = ", ".join(f"worker {w} at {clock}" for w, clock in cut.clocks.items())
             problem = f"workers were not in step: {where}"
-        self._saving.copy(shard, cut, now, problem)
+        self._saving.copy(shard, cut, now, problem, last=cut.number == self._last)
 
     def take(self, report: Mapping[str, Any]) -> None:
         """A server's report has come to the coordinator."""

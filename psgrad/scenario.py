@@ -232,8 +232,8 @@ class Scenario:
     @property
     def calm(self) -> Scenario:
         """The same without losses."""
-        none = {"deaths": (), "death_s": 0.0, "lease_s": 0.0, "freeze": 0}
-        return replace(self, **none, freeze_s=0.0, spares=0)
+        calm = replace(self, deaths=(), death_s=0.0, lease_s=0.0)
+        return replace(calm, freeze=0, freeze_s=0.0, spares=0)
 
     def chosen(self, count: int) -> int:
         """Which of ``count`` checkpoints is gone on from."""
@@ -287,6 +287,7 @@ def _newcomers(scenario: Scenario) -> dict[str, Any]:
     spares = draw.among((1, 1, 2, 3)) if scenario.deaths or scenario.death_s else 0
     # Long enough that others are still there when somebody comes.
     changes: dict[str, Any] = {"spares": spares, "steps": draw.among((8, 12, 20))}
+    changes["skips"] = min(scenario.skips, 0.1)  # ten in a row end a worker
     if scenario.freeze:
         steps = draw.among((30, 45))
         pace = draw.among(("constant:seconds=0.05", "exponential:mean=0.05"))

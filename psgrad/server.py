@@ -12,11 +12,13 @@ from psgrad import control
 from psgrad.admitting import Admitted, Admitting
 from psgrad.chunk_state import Counters, Reply
 from psgrad.commits import Round
-from psgrad.control import Past
+from psgrad.control import Past, Stopped
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.crash import warn
+from psgrad.cuts import Announcement
 from psgrad.errors import CheckpointError, ConfigError, ProtocolError, RankLostError
 from psgrad.guard import is_finite
+from psgrad.halting import Stopping
 from psgrad.intake import CHUNK_KINDS, PUSH_KINDS, Intake
 from psgrad.layout import Float32, Layout, assign
 from psgrad.leases import Leases
@@ -28,6 +30,7 @@ from psgrad.opening import about, clocks_of, load, refusal, rules_of, share_of
 from psgrad.options import Options
 from psgrad.outbox import Outbox
 from psgrad.pools import GradientPool
+from psgrad.preemption import Preemption
 from psgrad.record import Recorder
 from psgrad.registration import differing
 from psgrad.resuming import Resuming
@@ -58,6 +61,7 @@ class Server:
         checkpoints: Checkpoints | None = None,
         resuming: Resuming | None = None,
         warn: Callable[[str], None] = warn,
+        preemption: Preemption | None = None,
     ) -> None:
         self._transport = transport
         self._roles = roles
@@ -96,8 +100,17 @@ class Server:
         self._checkpoints = checkpoints
         self._resuming = resuming
         self._warn = warn
+        self._stopping = Stopping(preemption)
         self._open = OpenSteps()
         self._layout: Layout | None = None
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """Why the run was stopped before its workers were done; None: it was not."""
+        if not self._stopping.has_stopped:
+            return None
+        told = None if self._checkpoints is None else self._checkpoints.stopped
+        return told or Stopped("the coordinator", 0, 0, None)
 
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
@@ -106,10 +119,14 @@ class Server:
         came_in = True
         while came_in:
             while self._goes_on or self._is_saving():
-                patience = WRITING_S if saving is not None and saving.busy else self._beat_s
+                busy = saving is not None and saving.busy
+                waits = [self._beat_s, WRITING_S if busy else None, self._stopping.watch_s]
+                patience = min((s for s in waits if s is not None), default=None)
                 message = self._transport.receive(self._intake.place, patience)
                 if saving is not None:
                     self._advance_checkpoints(saving)
+                    if reason := self._stopping.news():
+                        self._stop(saving, f"{reason} at rank {self._transport.rank}")
                 if self._beat_s is not None:
                     self._evict_silent(message)
                 if message is not None:
@@ -143,7 +160,8 @@ class Server:
                 self._admitting.take(peer, header, payload, self._layout)
                 self._admit_who_may()
                 return
-            self._admitting.heard(peer, header.kind)
+            if self._admitting.heard(peer, header.kind) and self._checkpoints is not None:
+                self._checkpoints.hold(False)
         if self._recorder is not None:
             self._recorder.took(peer, header)
         self._handle(header, payload)
@@ -200,11 +218,16 @@ class Server:
                 worker, header._replace(kind=Kind.STATS_ARE), encode_json(self._stats())
             )
         elif kind is Kind.FINISH:
+            self._stopping.has_stopped |= bool(header.flags & Flag.LAST)
             self._finish(worker)
         elif kind is Kind.SHARE:
             self._share(worker, payload)
         elif kind is Kind.ALIVE:
             return
+        elif kind is Kind.STOP:
+            if self._checkpoints is None:
+                raise ProtocolError("a rank asks for a stop, this run has no checkpoints")
+            self._stop(self._checkpoints, control.stop(payload))
         elif kind is Kind.EVICTED:
             if worker in self._running:
                 self._lose_worker(worker, f"worker {worker} was shut out by the coordinator")
@@ -289,17 +312,36 @@ class Server:
         now = self._transport.now
         for reply in checkpoints.see(shard, header, payload, now):
             self._reply(reply)
-        announcement = checkpoints.announce(header, now(), self._admitting.is_calm)
-        if announcement is not None:
-            number, clock = announcement
-            for worker in sorted(self._running):
-                cut = Header(Kind.CUT, run=self._run, worker=worker, sequence=number, clock=clock)
-                self._outbox.tell(worker, cut)
+        self._announce(checkpoints.announce(header, now()))
+
+    def _announce(self, cut: Announcement | None) -> None:
+        if cut is None:
+            return
+        flags = Flag.LAST if cut.last else 0
+        header = Header(Kind.CUT, run=self._run, sequence=cut.number, clock=cut.clock, flags=flags)
+        for worker in sorted(self._running):
+            self._outbox.tell(worker, header._replace(worker=worker))
+
+    def _stop(self, checkpoints: Checkpoints, reason: str) -> None:
+        """The run is to stop behind a checkpoint: the coordinator has that made."""
+        if self._transport.rank != 0:
+            payload = encode_json({"reason": reason})
+            self._outbox.post(0, Header(Kind.STOP, run=self._run, nbytes=len(payload)), payload)
+            return
+        self._sink.log(f"asked to stop by {reason}")
+        self._admitting.close()
+        self._announce(checkpoints.stop(reason, self._transport.now()))
 
     def _advance_checkpoints(self, checkpoints: Checkpoints) -> None:
+        before = checkpoints.stopped
         reports, said = checkpoints.advance()
         if said is not None:
             self._sink.log(said)
+            self._announce(checkpoints.due(self._transport.now()))  # it may have waited for this
+        if checkpoints.stopped is not None and before is None:
+            for worker in sorted(self._running):
+                header = Header(Kind.STOPPED, run=self._run, worker=worker)
+                self._outbox.tell(worker, header, encode_json(checkpoints.stopped._asdict()))
         for report in reports:
             payload = encode_json(report)
             header = Header(Kind.WRITTEN, run=self._run, nbytes=len(payload))
@@ -435,27 +477,28 @@ class Server:
         rank, seat = chosen
         # Alone it goes on where that worker was.
         clock = shard.entry_clock(coordinator.lost[seat.worker])
-        admitted = Admitted(rank, seat, clock)
+        admitted = Admitted(self._admitting.number + 1, rank, seat, clock)
         self._admitting.announce(admitted)
         self._admit(admitted)
 
     def _admit(self, admitted: Admitted) -> None:
         """A rank is a worker from now on."""
-        shard, (rank, seat, clock) = self._shard, admitted
+        shard, (number, rank, seat, clock) = self._shard, admitted
         if shard is None:
             self._admitting.put_off(admitted)
             return
         worker = seat.worker
-        self._admitting.number = seat.incarnation
+        self._admitting.number = number
         self._seats.admit(rank, seat)
         is_alone = not self._running
         self._running.add(worker)
         self._ended.clear()
-        self._rounds.admit(seat.incarnation)
+        self._rounds.admit(number)
         for reply in shard.admit(worker, clock):
             self._reply(reply)
         if self._checkpoints is not None:
             self._checkpoints.admit(worker, clock, is_alone)
+            self._checkpoints.hold(not self._admitting.is_calm)
         said = f"rank {rank} ({self._roles.host(rank)}) is worker {worker} from clock {clock} on"
         self._sink.log(said)
         past = Past()
@@ -463,7 +506,7 @@ class Server:
             self._warn(f"{said}; {len(self._running)} workers go on")
             self._leases.heard(worker, 0, self._transport.now())
             self._coordinator.admit(worker, clock)
-            past = self._coordinator.past
+            past = self._coordinator.past_of(worker)
         self._answer_registration(worker, clock, control.past_record(past))
         if is_alone and not shard.is_ready:
             self._ask_for_first_values(shard)
@@ -553,7 +596,8 @@ class Server:
         self._balance, self._layout, self._digest = mine.balance, layout, layout.digest
         if self._checkpoints is not None:
             said = about(options, self._roles, layout)
-            self._checkpoints.registered(self._shard, said, clocks)
+            apart = any(segment.options.members is not None for segment in layout.segments)
+            self._checkpoints.registered(self._shard, said, clocks, apart)
         self._intake.open(self._shard.chunks, self._digest)
         if trouble := self._sharing.open(layout):
             self._sink.log(f"parameters go by message: {trouble}")
@@ -627,6 +671,8 @@ class Server:
 
     def _send_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
+            if outcome.worker not in self._running:  # it has stopped while it waited
+                continue
             header = Header(
                 Kind.MET, run=self._run, worker=outcome.worker, sequence=outcome.sequence
             )

@@ -17,6 +17,7 @@ import json
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -26,13 +27,14 @@ from psgrad.checkpoint.writer import ThreadWriter, Writer
 from psgrad.committing import Committing
 from psgrad.crash import describe, exit_status, say, warn
 from psgrad.cuts import CutPlan
-from psgrad.errors import ConfigError, PsgradError, RankLostError
+from psgrad.errors import ConfigError, Preempted, PsgradError, RankLostError
 from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
 from psgrad.numbering import Numbering
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
+from psgrad.preemption import DEFAULT, Preemption
 from psgrad.record import Recorder
 from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
@@ -83,6 +85,9 @@ def run(
     checkpoint_keep: int = 2,
     resume: str = "",
     aggregate: str = "mean",
+    stop_signals: Sequence[str] = DEFAULT,
+    walltime_margin: float = 0.0,
+    ends_at: float = 0.0,
     comm: MPI.Intracomm | None = None,
 ) -> T | None:
     """Runs ``main(worker)`` on every worker rank and serves parameters on the others.
@@ -124,6 +129,12 @@ def run(
     ``"trimmed-mean:f"`` or ``"krum:f"``, which some wrong workers cannot steer. These ignore
     weights.
 
+    In a run with checkpoints, a signal of ``stop_signals`` at any rank stops it: all workers take
+    part in one more checkpoint (in sync mode, behind the same step), and when that is safe, the
+    next ``Worker.step`` and this function raise ``Preempted`` on all ranks. Uncaught, it ends the
+    job with status 75. So does the end of the walltime, ``walltime_margin`` seconds before the unix
+    time ``ends_at`` (of Slurm: ``SLURM_JOB_END_TIME``), where both are given.
+
     Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
     arguments that differ between ranks. An exception in main ends the whole job.
     """
@@ -155,6 +166,9 @@ def run(
             checkpoint_keep=checkpoint_keep,
             resume=resume,
             aggregate=aggregate,
+            stop_signals=stop_signals,
+            walltime_margin=walltime_margin,
+            ends_at=ends_at,
         )
 
 
@@ -174,6 +188,7 @@ class Session:
         """``shard`` is what servers keep parameters in: a checked one, for instance. ``report``
         takes the line that says why this rank ends the job, ``warn`` what goes wrong and does not
         end it. ``writer`` makes what writes files beside the run."""
+        self._real = transport is None  # whether this process is one rank, and signals are its own
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
         self._shard = shard
         self._report = report
@@ -189,6 +204,8 @@ class Session:
         # After an error of all ranks there may be messages nobody will take: let MPI end with them.
         if kind is None:
             self.transport.close()
+        elif issubclass(kind, Preempted):
+            self.transport.close(kind.exit_status)
 
     @property
     def rank(self) -> int:
@@ -250,6 +267,7 @@ class Session:
         *,
         sink: Sink | None = None,
         recorder: Recorder | None = None,
+        ends_at: float = 0.0,
         **options: Any,
     ) -> T | None:
         """``psgrad.run`` within this session.
@@ -259,6 +277,27 @@ class Session:
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
+        with self._outside(chosen, ends_at) as preemption:
+            return self._run(main, chosen, roles, preemption, sink or Silent(), recorder)
+
+    def _outside(
+        self, options: Options, ends_at: float
+    ) -> AbstractContextManager[Preemption | None]:
+        """What may ask this rank to stop: a run without checkpoints ends by signals as ever."""
+        if not (self._real and options.checkpoints.every):
+            return nullcontext()
+        known = ends_at if self.rank == 0 else 0.0  # one rank is enough
+        return Preemption(options.stop_signals, known, options.walltime_margin)
+
+    def _run(
+        self,
+        main: Callable[[Worker], T],
+        chosen: Options,
+        roles: Roles,
+        preemption: Preemption | None,
+        sink: Sink,
+        recorder: Recorder | None,
+    ) -> T | None:
         resuming, checkpoints = self._checkpoints(chosen, roles)
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         hosts = self.transport.exchange(self.transport.host.encode())
@@ -268,46 +307,58 @@ class Session:
         comm = self.transport.subgroup(list(roles.worker_ranks))
         if chosen.fault_tolerant:
             self.transport.tolerate()
+        value: T | None = None
         try:
             if roles.is_server(self.rank):
-                log = sink or Silent()
-                Server(
+                server = Server(
                     self.transport,
                     roles,
                     chosen,
                     run_id,
-                    log,
+                    sink,
                     self._shard,
                     recorder,
                     checkpoints,
                     resuming,
                     self._warn,
-                ).serve()
-                return None
-            numbering = Numbering()
-
-            def begin(seat: Seat) -> Worker:
-                group = None if seat.incarnation else comm
-                return Worker(
-                    self.transport,
-                    roles,
-                    chosen,
-                    run_id,
-                    group,
-                    recorder,
-                    resuming,
-                    seat,
-                    numbering,
+                    preemption,
                 )
+                server.serve()
+                stopped = server.stopped
+            else:
+                numbering = Numbering()
 
-            standby = Standby(self.transport, roles, run_id, numbering)
-            spare = self.rank in roles.spare_ranks
-            seat = None if spare else Seat(roles.worker_of(self.rank))
-            return work(main, begin, standby, seat, chosen.rejoin)
+                def begin(seat: Seat) -> Worker:
+                    group = None if seat.incarnation else comm
+                    return Worker(
+                        self.transport,
+                        roles,
+                        chosen,
+                        run_id,
+                        group,
+                        recorder,
+                        resuming,
+                        preemption,
+                        seat,
+                        numbering,
+                    )
+
+                standby = Standby(self.transport, roles, run_id, numbering)
+                spare = self.rank in roles.spare_ranks
+                seat = None if spare else Seat(roles.worker_of(self.rank))
+                value, stopped = work(main, begin, standby, seat, chosen.rejoin)
         except BaseException as error:
             if chosen.fault_tolerant and self._is_own(error, roles):
                 self._end_worker(error, roles)
             self._end_job(error, roles)
+        if stopped is not None:
+            preempted = stopped.error
+            preempted.spokesman = self.rank == 0
+            if chosen.fault_tolerant and not preempted.spokesman:
+                # No MPI_Finalize holds ranks back, and the first that ends takes the others along.
+                self.transport.sleep(SPOKESMAN_S)
+            raise preempted
+        return value
 
     def _checkpoints(
         self, options: Options, roles: Roles

@@ -370,7 +370,7 @@ class Shard:
     def _let_in(self, state: ChunkState, replies: list[Reply]) -> bool:
         """Accepts the first parked push of each worker, where it may be; whether any was.
 
-        A round that became complete has closed before: none of them is of a worker in it.
+        Behind one that completes a round, nothing: that has to close first.
         """
         moved = False
         for worker in sorted(state.parked):
@@ -383,6 +383,8 @@ class Shard:
                 del state.parked[worker]
             replies += self._accept(state, push)
             moved = True
+            if state.round and round_is_complete(_round_clock(state), state.clocks):
+                break  # it closes before anything of the next one comes in
         return moved
 
     def _accepts(self, state: ChunkState, push: Push) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from psgrad.errors import FencedError
+from psgrad.control import Stopped
+from psgrad.errors import FencedError, Preempted
 from psgrad.links import outdated
 from psgrad.messages import Header, Kind, Verdict
 from psgrad.numbering import Numbering
@@ -58,12 +59,13 @@ def work(
     standby: Standby,
     seat: Seat | None,
     rejoin: bool,
-) -> T | None:
+) -> tuple[T | None, Stopped | None]:
     """Runs ``main`` as the worker ``seat``; without one, when there is one that is lost.
 
     With ``rejoin`` it is run again where this rank was shut out, as often as there is a place.
-    Returns what it returned; None of ``sys.exit()``, and of a rank that never was a worker. Raises
-    ``FencedError`` of one that was, and has not come back.
+    Returns what it returned, None of ``sys.exit()`` and of a rank that never was a worker; and why
+    the run was stopped, if it was. Raises ``FencedError`` of one that was a worker, and has not
+    come back.
     """
     standby.connect()
     shut_out: FencedError | None = None
@@ -73,10 +75,12 @@ def work(
         if seat is None:
             if shut_out is not None:
                 raise shut_out
-            return None
+            return None, None
         worker = begin(seat)
         try:
-            return _run(main, worker)
+            value = _played(main, worker)
+            worker.finish()
+            return value, worker.stopped
         except FencedError as error:
             was_in = worker.is_registered or not seat.incarnation
             if was_in and not rejoin:
@@ -86,13 +90,15 @@ def work(
             seat = None
 
 
-def _run(main: Callable[[Worker], T], worker: Worker) -> T | None:
-    value: T | None = None
+def _played(main: Callable[[Worker], T], worker: Worker) -> T | None:
+    """What ``main`` returns; None where this worker's part has ended before."""
     try:
-        value = main(worker)
+        return main(worker)
     except SystemExit as request:
         if request.code:
             raise
-        # sys.exit(): this worker is done, the others go on
-    worker.finish()
-    return value
+        return None  # sys.exit(): this worker is done, the others go on
+    except Preempted:
+        if worker.stopped is None:
+            raise
+        return None

@@ -55,6 +55,7 @@ def closing(
         "test_loss": test[0],
         "steps": round(totals["steps"]),
         "skipped_steps": round(totals["skipped"]),
+        "updates": worker.updates,
         "seconds": seconds,
         # Virtual time may stand still.
         "samples_per_second": totals["samples"] / seconds if seconds else math.inf,

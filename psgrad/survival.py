@@ -85,9 +85,8 @@ class Books:
     pushed: dict[tuple[Seat, int], NDArray[np.float64]] = field(default_factory=dict)
     answered: dict[Seat, int] = field(default_factory=dict)  # worker -> clock of its last answer
     left: dict[Seat, int] = field(default_factory=dict)  # worker -> its last clock, all of it
-    began: dict[Seat, int] = field(default_factory=dict)  # worker -> the clock before its first push
+    began: dict[Seat, int] = field(default_factory=dict)  # worker -> clock before its first push
     woken: set[Seat] = field(default_factory=set)  # workers that were frozen
-    steps: dict[tuple[Seat, int], int] = field(default_factory=dict)  # of its own, by clock
     applied: dict[int, list[Applied]] = field(default_factory=lambda: defaultdict(list))
     chunks: dict[int, Chunk] = field(default_factory=dict)
 
@@ -199,9 +198,7 @@ def _shares(scenario: Scenario, update: Applied) -> list[float]:
     if scenario.bound != 0:
         return [1.0 for _ in update]
     weights = [
-        0.0
-        if scenario.is_skipped(seat.worker, clock)
-        else scenario.weight(seat.worker, clock)
+        0.0 if scenario.is_skipped(seat.worker, clock) else scenario.weight(seat.worker, clock)
         for seat, clock in update
     ]
     return [weight / (sum(weights) or 1.0) for weight in weights]

@@ -40,7 +40,7 @@ class Told:
     clocks: list[int]
     done: list[int]
     pushed: list[NDArray[np.float64]]
-    seat: Seat = Seat(0)
+    seat: Seat
 
     def at(self, clock: int | None) -> tuple[int, NDArray[np.float64]]:
         """The steps done and the sum of gradients pushed at ``clock``; None: at the end."""
@@ -160,7 +160,11 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
     worker.keep("place", place)
     compute = pace.parse(scenario.pace, scenario.seed % (1 << 32))
     told = Told(
-        np.zeros(0, np.float32), 0, [worker.clock], [place.step], [np.zeros(sum(scenario.sizes))],
+        np.zeros(0, np.float32),
+        0,
+        [worker.clock],
+        [place.step],
+        [np.zeros(sum(scenario.sizes))],
         seat,
     )
     for step in range(place.step + 1, scenario.steps_of(worker.rank) + 1):

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad import aggregate, faults, outer, runfolder
+from psgrad import aggregate, faults, outer, preemption, runfolder
 from psgrad.checkpointing import AUTO
 from psgrad.codecs import Compression
 from psgrad.compute import load_data
@@ -55,6 +55,7 @@ def configure(sources: list[Source]) -> Config:
     check_chunk_bytes(config.chunk_bytes)
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
     Every.parse(config.checkpoint_every)
+    preemption.check(config.stop_signals)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
     return config
@@ -66,11 +67,13 @@ def train(
     terminal: bool = False,
     about: Mapping[str, Any] = NOTHING,
     comm: MPI.Intracomm | None = None,
+    ends_at: float = 0.0,
 ) -> None:
     """Trains as one rank of ``comm``. ``configuration`` is called once the ranks can agree on its
-    errors; ``stamp``, a date and time, names the run folder; ``terminal``: a person looks on."""
+    errors; ``stamp``, a date and time, names the run folder; ``terminal``: a person looks on;
+    ``ends_at`` is the unix time at which the job is ended, 0 where nobody knows."""
     with Session(comm) as session:
-        train_in(session, configuration, stamp, terminal, about=about)
+        train_in(session, configuration, stamp, terminal, about=about, ends_at=ends_at)
 
 
 def train_in(
@@ -82,6 +85,7 @@ def train_in(
     about: Mapping[str, Any] = NOTHING,
     choices: Sequence[int] | None = None,
     show: Callable[[str], None] | None = None,
+    ends_at: float = 0.0,
 ) -> None:
     """Trains as one rank of ``session``.
 
@@ -106,6 +110,8 @@ def train_in(
     folder = Path(session.first(str(made)))
     first_worker = session.rank == roles.rank_of(0)
     name = f"{roles.name(session.rank)}-{session.rank}"
+    kept = first_worker or (config.metrics == "all" and not roles.is_server(session.rank))
+    metrics = runfolder.metrics(roles.worker_of(session.rank)) if kept else ""
 
     def main(worker: Worker) -> None:
         assert loaded is not None, "workers have data"
@@ -121,7 +127,7 @@ def train_in(
     with ExitStack() as stack:
         now = session.transport.now
         journal = stack.enter_context(
-            closing(Journal(folder, name, now, metrics=first_worker, append=bool(config.resume)))
+            closing(Journal(folder, name, now, metrics=metrics, append=bool(config.resume)))
         )
         recorder = None
         if config.record:
@@ -151,6 +157,9 @@ def train_in(
             checkpoint_keep=config.checkpoint_keep,
             resume=config.resume,
             aggregate=config.aggregate,
+            stop_signals=config.stop_signals,
+            walltime_margin=config.walltime_margin,
+            ends_at=ends_at,
             sink=journal,
             recorder=recorder,
         )

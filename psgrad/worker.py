@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -19,8 +20,9 @@ from psgrad import control
 from psgrad.arrays import Arrays
 from psgrad.control import Past, Span
 from psgrad.cuts import Markers
-from psgrad.errors import ConfigError, LayoutError, ProtocolError
+from psgrad.errors import ConfigError, LayoutError, Preempted, ProtocolError
 from psgrad.exchange import Exchange
+from psgrad.halting import Halting
 from psgrad.joining import Joining, alike
 from psgrad.layout import Layout
 from psgrad.leases import BEATS
@@ -28,6 +30,7 @@ from psgrad.links import ServerLinks
 from psgrad.messages import NO_RATE, Flag, Header, Kind, encode_json
 from psgrad.numbering import Numbering
 from psgrad.options import Options
+from psgrad.preemption import Preemption
 from psgrad.record import Recorder
 from psgrad.resuming import Resumed, Resuming
 from psgrad.roles import Roles
@@ -48,6 +51,7 @@ class Worker:
         comm: Any = None,
         recorder: Recorder | None = None,
         resuming: Resuming | None = None,
+        preemption: Preemption | None = None,
         seat: Seat | None = None,
         numbering: Numbering | None = None,
     ) -> None:
@@ -94,6 +98,8 @@ class Worker:
             seat,
             numbering,
         )
+        self._links.preemption = preemption
+        self._halting = Halting(self._links, self._markers)
         if options.fault_tolerant:
             self._links.beat_s = options.lease / BEATS
         self._exchange: Exchange | None = None
@@ -164,6 +170,28 @@ class Worker:
     def resumed(self) -> Resumed | None:
         """The checkpoint that this run goes on from; None where it began from the start."""
         return None if self._resuming is None else self._resuming.resumed
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this run ends behind its next checkpoint: a step to come raises ``Preempted``."""
+        return self._markers.stops
+
+    @property
+    def stopped(self) -> control.Stopped | None:
+        """Why this run was stopped, and what is safe; None as long as it goes on."""
+        return self._halting.stopped
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Has the whole run stop as a signal would, behind a checkpoint: see ``step``.
+
+        Raises ``ConfigError`` in a run without checkpoints.
+        """
+        if not self._markers.every:
+            raise ConfigError(
+                "ask_to_stop() ends a run behind a checkpoint, and this one makes none; give "
+                "checkpoint_every"
+            )
+        self._links.ask_to_stop(f"{reason} at worker {self.rank}")
 
     def now(self) -> float:
         """Seconds since an arbitrary moment, on the transport's clock."""
@@ -247,6 +275,9 @@ class Worker:
 
         A gradient with NaN or infinity is not applied, not even a part of it: the step counts in
         ``skipped`` and moves the clock. Raises ``NonFiniteError`` after 10 of them in a row.
+
+        Raises ``Preempted`` where the run was asked to stop (``psgrad.run``): the step is done,
+        and in a checkpoint that is safe.
         """
         exchange = self._begin(grads, weight)
         if exchange.is_open:
@@ -255,6 +286,7 @@ class Worker:
             exchange.check_whole("step()")
             exchange.push(Kind.STEP, weight)
         exchange.wait()
+        self._halting.end_if_told(exchange)
 
     def ready(self, names: str | Iterable[str]) -> None:
         """The gradients ``names`` of the next step are final, and lie in ``grads``.
@@ -283,6 +315,8 @@ class Worker:
         Those of the first layers come first: a forward pass waits for one layer after the other.
         """
         self._live().wait((names,) if isinstance(names, str) else names)
+        if names is None:
+            self._halting.end_if_told(self._live())
 
     def push(self, grads: Mapping[str, ArrayLike] | None = None, weight: float = 1.0) -> None:
         """Pushes a gradient like ``step`` but returns as soon as ``grads`` may be written again."""
@@ -292,6 +326,7 @@ class Worker:
         exchange.push(Kind.PUSH, weight)
         self._transport.flush()
         exchange.mark_if_due()
+        self._halting.end_if_told(exchange)
 
     def pull(self, names: str | Iterable[str] | None = None, *, dense: bool = False) -> None:
         """Fetches parameters at this worker's clock: those of ``names``, or all of them.
@@ -338,6 +373,7 @@ class Worker:
         if self._left or self._exchange is None:
             return
         exchange = self._exchange
+        self._halting.end_if_told(exchange)
         if exchange.is_open:
             raise ProtocolError(
                 f"worker {self.rank} leaves in the middle of a step: ready() was called; end the "
@@ -363,6 +399,7 @@ class Worker:
         self._check_is_in("mean() or barrier()")
         if self._exchange is not None:
             self._exchange.finish()  # others may wait for what of it has not been sent
+        self._halting.end_if_told(self._exchange)
         self._rendezvous += 1
         part = {"values": {k: float(v) for k, v in values.items()}, "weight": float(weight)}
         self._links.tell(0, Header(Kind.MEET, sequence=self._rendezvous), encode_json(part))
@@ -370,6 +407,7 @@ class Worker:
             if self._exchange is not None:
                 self._exchange.mark_if_due()  # who waits for the marker may be who has to come
             self._links.take()
+            self._halting.end_if_told(self._exchange)
         header, payload = self._links.await_control(Kind.MET)
         result = control.result(payload)
         if result.error is not None:
@@ -395,13 +433,14 @@ class Worker:
 
     def finish(self) -> None:
         """Leaves and tells every server that this worker's main has returned."""
-        self.leave()
         if self.incarnation and self._exchange is None:
             return  # it never came in
+        with suppress(Preempted):  # the session raises it on all ranks
+            self.leave()
         if self._options.fault_tolerant:  # a process that is gone may not be heard any more
-            self._links.part()
+            self._links.part(self._halting.flags)
         else:
-            self._links.tell_all(Header(Kind.FINISH))
+            self._links.tell_all(Header(Kind.FINISH, flags=self._halting.flags))
 
     def _check_is_in(self, call: str) -> None:
         if self.incarnation and self._exchange is None:
@@ -422,6 +461,7 @@ class Worker:
     def _begin(self, grads: Mapping[str, ArrayLike] | None, weight: float) -> Exchange:
         """Before a push: checks that it may be, and copies ``grads`` in, where there are any."""
         exchange = self._live()
+        self._halting.end_if_told(exchange)
         self._check_here()
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")

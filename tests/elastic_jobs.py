@@ -1,4 +1,4 @@
-"""Elastic jobs on real ranks, to which something is done while they go on."""
+"""Jobs on real ranks, to which something is done while they go on."""
 
 from __future__ import annotations
 
@@ -14,27 +14,36 @@ from pathlib import Path
 from installed_mpi import environment
 
 from psgrad import jobs
-from psgrad.chaos.victims import Tail
+from psgrad.chaos.tails import Tail
 
 POLL_S = 0.005
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+# What a rank's own process is told; the launcher's other processes are not.
+RANKS = {"openmpi": "OMPI_COMM_WORLD_RANK", "mpich": "PMI_RANK"}
+
+
 class Job:
-    """``psgrad run --elastic``, as it goes on; ``lines`` are those on stderr, with their times.
+    """``psgrad run``, with ``--elastic`` unless ``options`` are others, as it goes on.
+
+    ``lines`` are those on stderr, with their times.
 
     Whatever it waits for comes within ``limit_s`` seconds of its start, or ``TimeoutError`` is
     raised. As a context manager it leaves no process behind.
     """
 
-    def __init__(self, mpi, ranks, arguments, *, limit_s=90.0, stdout=None):
+    def __init__(
+        self, mpi, ranks, arguments, *, limit_s=90.0, stdout=None, options=("--elastic",), env=None
+    ):
+        self._variable = RANKS[mpi.name]
         self.lines: list[tuple[float, str]] = []
         self.start_s = time.monotonic()
         self._end_s = self.start_s + limit_s
-        command = [mpi.python, "-m", "psgrad", "run", "--np", ranks, "--elastic", "--", *arguments]
+        command = [mpi.python, "-m", "psgrad", "run", "--np", ranks, *options, "--", *arguments]
         self._process = subprocess.Popen(
             [str(word) for word in command],
-            env={**environment(), **ONE_THREAD},
+            env={**environment(), **ONE_THREAD, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=subprocess.PIPE,
@@ -96,6 +105,14 @@ class Job:
         os.kill(pid, signum)
         return struck_s
 
+    def interrupt(self, signum):
+        """A signal to ``psgrad run`` itself."""
+        self._process.send_signal(signum)
+
+    def left(self):
+        """Processes that are there of the job, zombies among them."""
+        return jobs.descendants(self._process.pid)
+
     def kill(self, rank):
         """SIGKILL to a rank; the time."""
         return self.send(rank, signal.SIGKILL)
@@ -107,7 +124,7 @@ class Job:
         return self._process.returncode
 
     def _pid(self, rank):
-        mark = f"OMPI_COMM_WORLD_RANK={rank}".encode()
+        mark = f"{self._variable}={rank}".encode()
         for pid in jobs.descendants(self._process.pid):
             with suppress(OSError):
                 if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):

@@ -97,6 +97,8 @@ def test_a_plan_knows_the_roles():
         "servers 2, workers 3, ssp, staleness 3, codec int8, pull codec none, 11 rounds; the "
         "slowest worker of each"
     )
+    plan = step.StepPlan((4096,), run={"aggregate": "median"})
+    assert step.opening(plan, plan.roles(4)).endswith("slowest worker of each; aggregate median")
 
 
 @pytest.mark.parametrize("tensors", [1, 100])

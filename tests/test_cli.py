@@ -49,7 +49,7 @@ def trained(monkeypatch):
     """The configurations that ``psgrad train`` would have run."""
     configurations = []
 
-    def train(configuration, stamp, terminal, about):
+    def train(configuration, stamp, terminal, about, ends_at):
         assert re.fullmatch(r"\d{8}-\d{6}", stamp)
         configurations.append(configuration())
 
@@ -138,6 +138,7 @@ def test_every_option_names_a_key(option):
         ("--checkpoint-dir", "7", "checkpoint_dir", "7"),
         ("--keep", "5", "checkpoint_keep", 5),
         ("--resume", "7", "resume", "7"),
+        ("--walltime-margin", "60", "walltime_margin", 60.0),
         ("--run-dir", "2026", "run_dir", "2026"),
         ("--pace", "constant:seconds=1", "pace", "constant:seconds=1"),
         ("--progress", "off", "progress", "off"),
@@ -311,7 +312,7 @@ def test_roles_that_cannot_be_start_no_job(capsys, started, ranks, argv, text):
     [(None, "psgrad: error: text\n"), (True, "psgrad: error: text\n"), (False, "")],
 )
 def test_an_error_that_all_ranks_raise_is_told_by_one(capsys, monkeypatch, spokesman, told):
-    def train(configuration, stamp, terminal, about):
+    def train(configuration, stamp, terminal, about, ends_at):
         error = ConfigError("text")
         error.spokesman = spokesman
         raise error

@@ -168,3 +168,30 @@ def test_a_layout_that_no_worker_can_have_is_refused_by_name(record, text):
         control.registration(encode_json({"layout": record}), 3)
     assert str(caught.value).startswith("payload of REGISTER of worker 3: not a layout: ")
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "newest", "problem", "status", "text"),
+    [
+        (9, 9, None, 75, "stopped by X: checkpoint 9 is safe; go on with resume auto"),
+        (
+            9, 4, "disk full", 75,
+            "stopped by X, but checkpoint 9 was not written: disk full; go on from checkpoint 4 "
+            "with resume auto",
+        ),
+        (
+            9, 0, "disk full", 1,
+            "stopped by X, and nothing is saved: checkpoint 9 was not written: disk full",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_run_that_was_stopped_ends_with(number, newest, problem, status, text):
+    told = control.Stopped("X", number, newest, problem)
+    assert control.stopped(encode_json(told._asdict())) == told
+    assert (told.error.exit_status, str(told.error)) == (status, text)
+
+
+def test_what_asks_for_a_stop_is_text():
+    assert control.stop(encode_json({"reason": "SIGUSR1"})) == "SIGUSR1"
+    with pytest.raises(WireError, match="field 'reason' of STOP must be str, got 7"):
+        control.stop(encode_json({"reason": 7}))

@@ -267,3 +267,63 @@ def test_who_is_gone_is_in_no_cut_and_not_waited_for():
     assert marks.complete({0}) == Cut(3, {0: 3})
     marks.use_up()
     assert marks.complete({0}) is None
+
+
+# The last cut of a run that is to stop
+
+
+@pytest.mark.parametrize(
+    ("every", "bound", "clocks", "number", "announced"),
+    [
+        (Every(steps=500), 0, {0: 7, 1: 8}, 0, (9, 9)),
+        (Every(steps=500), 0, {0: 0, 1: 0}, 0, (1, 1)),
+        (Every(steps=3), 0, {0: 5, 1: 5}, 3, (6, 6)),
+        (Every(seconds=9.0), 0, {0: 7, 1: 8}, 5, (9, 9)),
+        (Every(seconds=9.0), 0, {0: 7, 1: 8}, 12, (13, 9)),
+        (Every(steps=500), None, {0: 7, 1: 12}, 4, (9, 0)),
+        (Every(steps=500), 3, {0: 7, 1: 8}, 7, (8, 0)),
+        (Every(steps=500), None, {0: 0, 1: 0}, 0, (1, 0)),
+    ],
+)
+def test_where_the_last_cut_is_made(every, bound, clocks, number, announced):
+    plan = CutPlan(every, bound, clocks, number)
+    plan.stopping = True
+    assert plan.announce(1.0) == Announcement(*announced, last=True)
+    assert plan.last == announced[0]
+    plan.under_way = False
+    assert plan.announce(99.0) is None, "nothing comes behind it"
+
+
+def test_the_last_cut_is_at_a_multiple_where_workers_are_not_in_step():
+    plan = CutPlan(Every(steps=5), 0, {0: 5, 1: 8})
+    plan.stopping = plan.apart = True
+    assert plan.announce(1.0) == Announcement(10, 10, last=True)
+
+
+def test_the_last_cut_waits_for_the_one_that_is_under_way():
+    plan = CutPlan(Every(seconds=1.0), None, {0: 5})
+    plan.announce(0.0)
+    plan.saw(0, 6)
+    assert plan.announce(2.0) == Announcement(6, 0)
+    plan.stopping = True
+    assert plan.announce(2.0) is None
+    plan.under_way = False
+    assert plan.announce(2.0) == Announcement(7, 0, last=True)
+
+
+def test_there_is_no_last_cut_of_nobody():
+    plan = CutPlan(Every(steps=5), None, {})
+    plan.stopping = True
+    assert plan.announce(1.0) is None, "nobody has registered"
+    plan.saw(0, 4)
+    plan.left(0)
+    assert plan.announce(1.0) is None, "all are done"
+
+
+def test_in_sync_mode_by_steps_too_the_last_cut_is_marked_where_it_was_said():
+    markers = Markers(Every(steps=3), bound=0, announced=Announcement(8, 8, last=True))
+    assert markers.stops
+    assert [clock for clock in range(1, 10) if markers.due(clock)] == [3, 6, 8, 9]
+    markers.last = 8
+    assert not markers.asked
+    assert markers.due(8) is None

@@ -42,7 +42,7 @@ def test_idle_steps_are_left_to_nobody():
 
 
 def test_who_comes_later_goes_on_and_what_it_does_not_get_to_is_dealt():
-    """Worker 1 dies after 2 steps; at clock 5 another one comes, which has 3 steps until all meet."""
+    """Worker 1 dies after 2 steps; at clock 5 another one comes, with 3 steps until all meet."""
     ledger = start({0: 8, 1: 8})
     spans = (Span(None, 2), Span(5))
     assert ledger.todo(1, 5, spans) == [Piece(1, range(2, 5))]

@@ -18,6 +18,8 @@ TREE = {
     "CheckpointError": (1, PsgradError),
     "RankLostError": (1, PsgradError),
     "FencedError": (1, PsgradError),
+    "Preempted": (75, PsgradError),
+    "NotSavedError": (1, errors.Preempted),
     "WireError": (1, PsgradError),
     "ProtocolError": (1, PsgradError),
     "LaunchError": (2, PsgradError),

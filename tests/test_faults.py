@@ -25,6 +25,7 @@ ROLES = Roles(4, 1)
         ("nan:rank=2,step=7,steps=3", Fault("nan", 2, step=7, steps=3)),
         ("fail:rank=2,step=1", Fault("fail", 2, step=1)),
         ("signflip:rank=2,factor=10", Fault("signflip", 2, factor=10.0)),
+        ("stop:rank=2,step=5", Fault("stop", 2, step=5)),
     ],
 )
 def test_what_a_text_means(text, fault):
@@ -35,7 +36,7 @@ def test_what_a_text_means(text, fault):
     ("text", "problem"),
     [
         ("", "unknown fault ''. Known: fail, nan, signflip, slow"),
-        ("slwo:rank=1,factor=2", "unknown fault 'slwo'; did you mean 'slow'?"),
+        ("slwo:rank=1,factor=2", "unknown fault 'slwo'; did you mean 'slow' or 'stop'?"),
         ("slow", "unknown key of slow ''"),
         ("slow:rank=1", "slow needs factor"),
         ("fail:step=1", "fail needs rank"),

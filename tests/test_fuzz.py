@@ -48,7 +48,7 @@ def test_every_kind_is_said_to_somebody():
         return {Header.decode(sample).kind for target in targets for sample in target.samples}
 
     answers = {Kind.REGISTERED, Kind.ACK, Kind.PARAMS, Kind.LEFT, Kind.MET, Kind.STATS_ARE,
-               Kind.SHARED, Kind.RECEIVED, Kind.CUT, Kind.FENCED}  # fmt: skip
+               Kind.SHARED, Kind.RECEIVED, Kind.CUT, Kind.FENCED, Kind.STOPPED}  # fmt: skip
     assert kinds("server") == set(Kind) - answers
     assert kinds("worker") == answers - {Kind.SHARED} | {Kind.LOST}
 

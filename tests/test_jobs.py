@@ -14,6 +14,7 @@ from installed_mpi import ROOT, environment
 from psgrad import jobs
 from psgrad.errors import CAUSE, LaunchError
 from psgrad.launch import Plan
+from psgrad.preemption import MARK
 
 LIMIT_S = 30
 
@@ -104,9 +105,9 @@ READY = "print('ready', flush=True)\n"
 class Launcher:
     """`jobs.run` in a process of its own, which can be sent signals."""
 
-    def __init__(self, code: str, ready: int) -> None:
+    def __init__(self, code: str, ready: int, *args: str) -> None:
         self.process = subprocess.Popen(
-            [*python(LAUNCHER, "mpich").argv, *python(code).argv],
+            [*python(LAUNCHER, "mpich").argv, *python(code, *args).argv],
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -128,6 +129,49 @@ def test_the_first_signal_is_passed_on_as_sigterm(signum):
     launcher = Launcher(code + READY + "signal.pause()", ready=1)
     launcher.process.send_signal(signum)
     assert launcher.end() == (128 + signum, f"{CAUSE}stopped by {signum.name}\n")
+
+
+RANK_OF = """
+import subprocess, sys
+code = '''
+import os, signal, sys
+mark = os.memfd_create(sys.argv[1])
+signal.signal(signal.SIGUSR1, lambda *_: END)
+print("ready", flush=True)
+while True: signal.pause()
+'''
+rank = subprocess.Popen([sys.executable, "-c", code, sys.argv[1]])
+sys.exit(rank.wait())
+"""
+ENDS = RANK_OF.replace("END", "sys.exit(75)")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_ranks_that_can_are_asked_to_stop_behind_a_checkpoint(signum):
+    launcher = Launcher(ENDS, 1, MARK)
+    launcher.process.send_signal(signum)
+    status, err = launcher.end()
+    assert status == 75
+    assert err.startswith("psgrad: stopping behind a checkpoint; a second signal aborts\n")
+
+
+def test_a_program_that_takes_the_signal_and_is_no_rank_is_not_asked():
+    launcher = Launcher(ENDS, 1, "of its own")
+    launcher.process.send_signal(signal.SIGTERM)
+    assert launcher.end() == (143, f"{CAUSE}stopped by SIGTERM\n")
+
+
+def test_a_request_to_stop_never_kills_however_often_it_comes():
+    deaf = RANK_OF.replace("END", "print('ready', flush=True)")
+    launcher = Launcher(deaf, 1, MARK)
+    for _ in range(3):
+        launcher.process.send_signal(signal.SIGUSR1)
+    assert launcher.process.stdout is not None
+    assert launcher.process.stdout.readline() == b"ready\n", "the rank has it"
+    launcher.process.send_signal(signal.SIGTERM)
+    launcher.process.send_signal(signal.SIGINT)
+    status, err = launcher.end()
+    assert (status, err.splitlines()[-1]) == (138, f"{CAUSE}stopped by SIGUSR1")
 
 
 def test_a_command_that_ends_well_when_it_is_asked_to():

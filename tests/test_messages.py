@@ -118,6 +118,8 @@ def test_numbers_on_the_wire_never_change():
         "ALIVE": 27,
         "COMPLETE": 28,
         "COMMIT": 29,
+        "STOP": 40,
+        "STOPPED": 41,
     }
     assert [int(verdict) for verdict in Verdict] == [0, 1, 2, 3, 4, 5]
 

@@ -16,7 +16,7 @@ def moments():
 
 
 def test_records_are_lines_of_json(tmp_path, moments):
-    journal = Journal(tmp_path, "worker-1", moments.__next__, metrics=True)
+    journal = Journal(tmp_path, "worker-1", moments.__next__, metrics="metrics.jsonl")
     journal.record("step", step=1, loss=0.5)
     journal.record("summary", mode="ssp", bound=None)
     journal.close()
@@ -35,7 +35,7 @@ def test_logs_are_lines_for_people(tmp_path, moments):
 
 
 def test_a_line_is_in_the_file_at_once(tmp_path, moments):
-    journal = Journal(tmp_path, "worker-1", moments.__next__, metrics=True)
+    journal = Journal(tmp_path, "worker-1", moments.__next__, metrics="metrics.jsonl")
     journal.log("one")
     journal.record("two")
     try:

@@ -36,6 +36,7 @@ def test_what_is_not_given_is_left_to_run():
         (["--pull-codec", "int8", "--zstd", "on"], {"pull_codec": "int8", "zstd": "on"}),
         (["--chunk-bytes", "1M", "--window", "3"], {"chunk_bytes": 1 << 20, "window": 3}),
         (["--optimizer", "adam"], {"optimizer": optimizers.Adam()}),
+        (["--aggregate", "krum:1"], {"aggregate": "krum:1"}),
         (["--mode", "async"], {"staleness": None}),
         (["--mode", "ssp"], {"staleness": 3}),
         (["--mode", "ssp", "--staleness", "7"], {"staleness": 7}),

@@ -44,13 +44,13 @@ def test_a_signal_ends_a_wait_whichever_thread_the_kernel_interrupts():
 
 
 def test_other_signals_end_no_wait():
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)
     try:
         with Stops() as stops:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR2)
             assert not stops.wait(0.02)
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_what_was_there_comes_back_and_what_is_ignored_stays_so():

@@ -244,6 +244,7 @@ def opening(plan: StepPlan, roles: Roles) -> str:
     return (
         f"servers {roles.servers}, workers {roles.workers}, {mode}, codec {options.codec}, pull "
         f"codec {options.pull_codec}, {plan.rounds} rounds; the slowest worker of each"
+        + ("" if options.aggregate == "mean" else f"; aggregate {options.aggregate}")
         + (f"; {plan.tensors} tensors" if plan.tensors > 1 else "")
     )
 

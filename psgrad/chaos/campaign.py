@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from psgrad import launch
+from psgrad.chaos.figures import table
 from psgrad.chaos.judge import Outcome, Reference, judge, reference
-from psgrad.chaos.trial import Trial, draw
+from psgrad.chaos.trial import ANYWHERE, KINDS, Trial, draw
 from psgrad.chaos.victims import carry_out
-from psgrad.errors import PsgradError
+from psgrad.errors import LaunchError, PsgradError
 
 UNDISTURBED: Final = 5  # runs that are compared with, where not all of them give the same
 # Ends when what started it is gone.
@@ -36,6 +37,7 @@ class Options:
     jobs: int = 1  # at the same time
     spinners: int = 0  # busy processes beside them
     limit_s: float = 120.0  # for one run
+    kinds: tuple[str, ...] = tuple(KINDS)
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,14 @@ class Judged:
     def line(self) -> str:
         """The same for a person."""
         trial, outcome = self.trial, self.outcome
-        what = f"{trial.mode} {trial.codec} {trial.servers} servers: " + ", ".join(
-            str(kill) for kill in trial.kills
-        )
-        again = " ".join(f"{s:.1f}" for s in outcome.recoveries)
+        servers = f"{trial.servers} server" + "s" * (trial.servers > 1)
+        what = f"{trial.kind} {trial.mode} {trial.codec} {servers}: "
+        what += ", ".join(str(strike) for strike in trial.strikes)
+        again = " ".join(f"{s.resumed_s:.2f}" for s in outcome.struck if s.resumed_s is not None)
         verdict = "FAILED: " + "; ".join(self.faults) if self.faults else "ok"
-        struck = f"{outcome.killed} of {len(trial.kills)} struck, recovery [{again}] s"
-        return f"{trial.index:4} {what}; {struck}, {outcome.seconds:.1f} s: {verdict}"
+        struck = f"{len(outcome.struck)} of {len(trial.strikes)} struck, resumed [{again}] s"
+        status = f"status {outcome.status}, {outcome.seconds:.1f} s"
+        return f"{trial.index:4} {what}; {struck}, {status}: {verdict}"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -74,29 +77,45 @@ class References:
     place: Path
     environ: Mapping[str, str]
     limit_s: float
-    _known: dict[tuple[str, str], Reference] = field(default_factory=dict)
+    _known: dict[Trial, list[Outcome]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, trial: Trial) -> Reference:
         """For ``trial``. The number of servers does not matter: it must not change a result."""
-        key = trial.mode, trial.codec
+        # Elastic or not, the result is the same.
+        calm = Trial(0, 0, "restarts", trial.mode, trial.codec, 1, ())
+        losing = any(strike.loses for strike in trial.strikes)
+        fewer = range(1, trial.workers) if losing else ()
         with self._lock:
-            if key not in self._known:
-                self._known[key] = self._make(trial)
-            return self._known[key]
+            whole = self._runs(calm, 1 if trial.mode == "sync" else UNDISTURBED)
+            return reference(whole, [self._runs(replace(calm, workers=n), 1)[0] for n in fewer])
 
-    def _make(self, trial: Trial) -> Reference:
-        summaries = []
-        for number in range(1 if trial.mode == "sync" else UNDISTURBED):
-            folder = self.place / f"undisturbed-{trial.mode}-{trial.codec}-{number}"
-            made = carry_out(trial, folder, self.environ, self.limit_s, disturbed=False)
-            if made.status or made.summary is None or made.hung:
-                raise PsgradError(
-                    f"the undisturbed run in {folder} failed with status {made.status}; its output "
-                    f"is in {folder}.log"
-                )
-            summaries.append(made.summary)
-        return reference(summaries)
+    def _runs(self, trial: Trial, count: int) -> list[Outcome]:
+        if trial not in self._known:
+            self._known[trial] = [self._run(trial, number) for number in range(count)]
+        return self._known[trial]
+
+    def _run(self, trial: Trial, number: int) -> Outcome:
+        name = f"undisturbed-{trial.mode}-{trial.codec}-{trial.workers}-{number}"
+        folder = self.place / name
+        made = carry_out(trial, folder, self.environ, self.limit_s, disturbed=False)
+        if made.status or made.summary is None or made.hung:
+            raise PsgradError(
+                f"the undisturbed run in {folder} failed with status {made.status}; its output "
+                f"is in {folder}.log"
+            )
+        return made
+
+
+def kinds(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The kinds that the MPI of ``psgrad run`` can."""
+    system = environ.get("PSGRAD_MPI") == "system"
+    asked = launch.Launch(1, ("python",), system_mpi=system, elastic=True)
+    try:
+        launch.prepare(asked, environ, terminal=False)
+    except LaunchError:
+        return ANYWHERE
+    return tuple(KINDS)
 
 
 def campaign(options: Options, environ: Mapping[str, str]) -> list[Judged]:
@@ -108,7 +127,7 @@ def campaign(options: Options, environ: Mapping[str, str]) -> list[Judged]:
     references = References(place, environ, options.limit_s)
 
     def one(index: int) -> Judged:
-        trial = draw(options.seed, index)
+        trial = draw(options.seed, index, options.kinds)
         expected = references.of(trial)
         folder = place / f"run-{index}"
         outcome = carry_out(trial, folder, environ, options.limit_s, disturbed=True)
@@ -131,29 +150,8 @@ def campaign(options: Options, environ: Mapping[str, str]) -> list[Judged]:
             pool.shutdown(cancel_futures=True)
     if not any(judged.faults for judged in done):
         shutil.rmtree(place)
-    print(table(done))
+    print(table([(j.trial, j.outcome, j.faults) for j in done]))
     return done
-
-
-def table(done: Sequence[Judged]) -> str:
-    """What all of it has come to."""
-    hangs = sum(judged.outcome.hung for judged in done)
-    wrong = sum(bool(judged.faults) and not judged.outcome.hung for judged in done)
-    missed = sum(not judged.outcome.killed for judged in done)
-    times = sorted(second for judged in done for second in judged.outcome.recoveries)
-    rows = {
-        "runs": str(len(done)),
-        "kills": f"{sum(judged.outcome.killed for judged in done)}, "
-        f"{sum(len(judged.outcome.ends) for judged in done)} attempts ended by them",
-        "over before a kill": str(missed),
-        "hangs": str(hangs),
-        "wrong": str(wrong),
-        "recovery": f"median {statistics.median(times):.2f} s, p90 "
-        f"{times[int(0.9 * (len(times) - 1) + 0.5)]:.2f} s, max {times[-1]:.2f} s"
-        if times
-        else "none",
-    }
-    return "\n".join(f"{name:19} {value}" for name, value in rows.items())
 
 
 @contextmanager

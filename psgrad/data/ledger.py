@@ -1,9 +1,9 @@
 """Who goes through which samples, when workers die: each worker's work, and who takes it over.
 
-Training goes on in phases; a rendezvous ends each. A worker's work of a phase is a list of pieces. A
-piece is a range of steps of a *source*, the steps that one worker would do if nobody died: its own
-at first, later every n-th one of what others have left. All workers keep the same ledger and settle
-it with the same facts, so none has to be told its share.
+Training goes on in phases, and a rendezvous ends each. A worker's work of a phase is a list of
+pieces. A piece is a range of steps of a *source*, the steps that one worker would do if nobody
+died: its own at first, later every n-th one of what others have left. All workers keep the same
+ledger and settle it with the same facts, so none has to be told its share.
 
 Where one worker has less to do than another it idles for some steps, so that all are at the same
 clock when they meet: nobody waits for the step of one that waits for it. Who comes in the place of

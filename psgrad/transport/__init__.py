@@ -118,8 +118,11 @@ class Transport(Protocol):
         not return."""
         ...
 
-    def close(self) -> None:
-        """Waits until everything sent is gone, then stops to hear."""
+    def close(self, status: int = 0) -> None:
+        """Waits until everything sent is gone, then stops to hear.
+
+        ``status`` is what this process ends with, where the transport has to end it.
+        """
         ...
 
     def abort(self, status: int) -> None:

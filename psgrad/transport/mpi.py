@@ -43,6 +43,7 @@ TAG_PAYLOAD: Final = 2
 SPIN_S: Final = 200e-6  # poll this long before the first sleep
 SLEEP_SHARE: Final = 0.05  # sleep this share of the time waited: it bounds the added latency
 LONGEST_SLEEP_S: Final = 1e-3
+PR_SET_NAME: Final = 15
 PR_SET_TIMERSLACK: Final = 29
 SLACK_NS: Final = 1000
 
@@ -116,6 +117,12 @@ def sharpen_sleep() -> None:
         ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, SLACK_NS, 0, 0, 0)
 
 
+def name_process(name: str) -> None:
+    """What process lists show: at most 15 bytes. It says that MPI has started (``starting``)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
 class MpiTransport:
     """One rank's end. Duplicates ``comm`` (default COMM_WORLD), never finalises MPI."""
 
@@ -123,6 +130,7 @@ class MpiTransport:
         self._mpi = load_mpi()
         sharpen_sleep()
         self._comm = (comm if comm is not None else self._mpi.COMM_WORLD).Dup()
+        name_process(f"psgrad rank {self._comm.rank}")
         self._near = self._ranks_of_this_node()
         self._links: list[_Link] = []
         self._sending: deque[_Sent] = deque()
@@ -247,11 +255,11 @@ class MpiTransport:
     def leave(self, status: int) -> None:
         _end_at_once(status)
 
-    def close(self) -> None:
+    def close(self, status: int = 0) -> None:
         self.flush()
         if self._tolerant:
             # MPI_Finalize waits for all ranks, those that have died too, or crashes.
-            atexit.register(_end_at_once)
+            atexit.register(_end_at_once, status)
             return
         for request in (r for link in self._links for r in link.ring):
             request.Cancel()

@@ -279,7 +279,7 @@ class SimulatedTransport:
         self._carrier.tell_lost(self._end)
         self._clock.die(self._rank)
 
-    def close(self) -> None:
+    def close(self, status: int = 0) -> None:
         self._begin()
         while self._end.leaving:
             self._wait("close")

@@ -106,6 +106,8 @@ def heard_by(rank: int, options: Options, saving: bool) -> list[Said]:
         tell(Header(Kind.MEET, sequence=1), encode_json({"values": {}, "weight": 1.0}))
     else:
         said.append((0, bytes_of(Header(Kind.EVICTED, worker=1))))
+    if saving and rank == 0:
+        said.append((2, bytes_of(Header(Kind.STOP), encode_json({"reason": "SIGUSR1"}))))
     last = encode_json({"state": state(2)}) if saving else b""
     staying = (0, 1) if rank == 0 else (0,)
     tell(Header(Kind.LEAVE, clock=2), last, staying)
@@ -175,6 +177,8 @@ def life(options: Options) -> list[bytes]:
     said.append(bytes_of(Header(Kind.MET, sequence=1), encode_json(met)))
     said.append(bytes_of(Header(Kind.STATS_ARE), encode_json(STATS)))
     said.append(bytes_of(Header(Kind.LEFT)))
+    stopped = {"reason": "SIGUSR1", "number": 3, "newest": 3, "problem": None}
+    said.append(bytes_of(Header(Kind.STOPPED), encode_json(stopped)))
     return said
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -35,7 +36,9 @@ class Steps:
 
 
 def spoil(worker, step):
-    """What happens to the folder meanwhile."""
+    """What happens to the folder meanwhile, or to a rank."""
+    if CASE == "signalled" and (worker.rank, step) == (1, 10):
+        os.kill(os.getpid(), signal.SIGUSR1)
     if worker.rank != 0:
         return
     if CASE == "removed" and step == 8:
