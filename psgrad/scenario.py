@@ -287,6 +287,8 @@ def _newcomers(scenario: Scenario) -> dict[str, Any]:
     spares = draw.among((1, 1, 2, 3)) if scenario.deaths or scenario.death_s else 0
     # Long enough that others are still there when somebody comes.
     changes: dict[str, Any] = {"spares": spares, "steps": draw.among((8, 12, 20))}
+    if scenario.feedback == "dgc":  # its momentum and a difference as pull diverge in the end
+        changes["steps"] = 8
     changes["skips"] = min(scenario.skips, 0.1)  # ten in a row end a worker
     if scenario.freeze:
         steps = draw.among((30, 45))

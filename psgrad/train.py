@@ -102,7 +102,7 @@ def train_in(
             if session.rank == 0:
                 runfolder.say_finished(config, done)
             return
-    roles = session.agree(lambda: Roles(session.size, config.servers))
+    roles = session.agree(lambda: Roles(session.size, config.servers, spares=config.spares))
     planted = session.agree(lambda: [faults.parse(text, roles) for text in config.inject])
     loaded = session.agree(lambda: load_data(config, roles, session.rank))
     kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank)))
@@ -152,6 +152,8 @@ def train_in(
             seed=config.seed,
             fault_tolerant=config.fault_tolerant,
             lease=config.lease,
+            spares=config.spares,
+            rejoin=config.rejoin,
             checkpoint_dir=config.checkpoint_dir or written,
             checkpoint_every=config.checkpoint_every,
             checkpoint_keep=config.checkpoint_keep,

@@ -116,15 +116,7 @@ class Trainer:
         self._pace = pace
         self._show = show
         self._cursors: list[Any] = []  # of the checkpoint that this run goes on from
-        self._ledger: Ledger | None = None
-        self._batches = Batches(
-            loaded.mine,
-            config.batch_size,
-            config.seed,
-            worker.rank,
-            config.epochs,
-            samples=len(loaded.dataset),
-        )
+        self._batches = self._batches_of(worker.rank)
 
     def run(self, mpi_rank: int) -> None:
         """Trains, and on worker 0 evaluates, saves and reports."""
