@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
+from statistics import median
+from typing import Final
 
 from psgrad.commits import Commits, Round
 from psgrad.errors import ProtocolError
 from psgrad.messages import Header, Kind, encode_json
 from psgrad.outbox import Outbox
+
+REMEMBERED: Final = 1000  # rounds, for the median of what they have waited
 
 
 class Rounds:
@@ -19,14 +24,28 @@ class Rounds:
         self._run = run
         self._outbox = outbox
         self._commits: Commits | None = None
-        self._admission = 0  # the last one that this server knows
+        self._admission = 0  # how many this server knows of
+        self._complete_s: float | None = None  # since when a round waits to be committed
+        self._waits_s: deque[float] = deque(maxlen=REMEMBERED)
 
     def open(self, owners: Iterable[int], begun: int) -> None:
         """On the coordinator: ``owners`` have chunks, and are at clock ``begun``."""
         self._commits = Commits(frozenset(owners), begun)
 
-    def report(self, complete: Round) -> Round | None:
+    @property
+    def wait_s(self) -> float:
+        """How long a round that is complete here waits to be committed: the median; 0 of none."""
+        return median(self._waits_s) if self._waits_s else 0.0
+
+    def closed(self, now_s: float) -> None:
+        """A round was committed."""
+        if self._complete_s is not None:
+            self._waits_s.append(now_s - self._complete_s)
+        self._complete_s = None
+
+    def report(self, complete: Round, now_s: float) -> Round | None:
         """A round is complete here; returns the one that is to be applied here now, if one is."""
+        self._complete_s = now_s if self._complete_s is None else self._complete_s
         if self._rank == 0:
             return self.take(0, complete, self._admission)
         payload = encode_json({"workers": complete.workers})

@@ -282,7 +282,7 @@ def _losses(scenario: Scenario) -> dict[str, Any]:
 def _newcomers(scenario: Scenario) -> dict[str, Any]:
     """Fields that say who comes in the place of workers that are lost, or nobody."""
     draw = _Draw(NEWCOMERS | scenario.seed)
-    if not scenario.has_losses or draw.among((1, 0)):
+    if not scenario.has_losses or draw.among((1, 1, 0)):
         return {}
     spares = draw.among((1, 1, 2, 3)) if scenario.deaths or scenario.death_s else 0
     # Long enough that others are still there when somebody comes.
@@ -291,8 +291,8 @@ def _newcomers(scenario: Scenario) -> dict[str, Any]:
         changes["steps"] = 8
     changes["skips"] = min(scenario.skips, 0.1)  # ten in a row end a worker
     if scenario.freeze:
-        steps = draw.among((30, 45))
+        steps = draw.among((20, 28))
         pace = draw.among(("constant:seconds=0.05", "exponential:mean=0.05"))
-        freeze_s = draw.among((0.6, 0.9, 1.3))
+        freeze_s = draw.among((0.6, 0.8))
         changes |= {"freeze_s": freeze_s, "steps": steps, "pace": pace, "latency_s": 1e-4}
     return changes

@@ -290,7 +290,9 @@ class Server:
     def _report_round(self, shard: Shard) -> None:
         """Tells the coordinator of a round that is complete here, where it waits for that."""
         complete = shard.complete_round()
-        committed = None if complete is None else self._rounds.report(complete)
+        committed = (
+            None if complete is None else self._rounds.report(complete, self._transport.now())
+        )
         if committed is not None:
             self._commit(committed)
 
@@ -298,6 +300,7 @@ class Server:
         shard = self._shard
         if shard is None:
             raise ProtocolError("a round is committed before the registration")
+        self._rounds.closed(self._transport.now())
         for reply in shard.commit(committed):
             self._reply(reply)
         if self._checkpoints is not None:
@@ -687,5 +690,6 @@ class Server:
             "balance": self._balance,
             "repeated": self._intake.repeated,
             "fenced": self._intake.fenced,
+            **({"commit_wait_s": self._rounds.wait_s} if self._options.commits else {}),
             **({} if self._checkpoints is None else self._checkpoints.stats()),
         }
