@@ -130,7 +130,9 @@ def check(
     first = min(ends)
     for worker, params in ends.items():
         if params.tobytes() != ends[first].tobytes():
-            raise InvariantError(f"workers {worker} and {first} end with different parameters")
+            raise InvariantError(
+                f"{_name(worker)} and {_name(first)} end with different parameters"
+            )
     compared = ["survivors"]
     if scenario.bound == 0:
         if len({tuple(applied) for applied in books.applied.values()}) > 1:
