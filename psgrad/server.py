@@ -253,10 +253,10 @@ class Server:
             self._settle(self._shard, header, payload)
         else:
             self._serve_chunk(self._shard, header, payload)
-        if self._shard is not None and self._seats.holder(worker) is not None:
-            self._report_round(self._shard)
         if self._checkpoints is not None and self._shard is not None:
             self._see_checkpoints(self._checkpoints, self._shard, header, payload)
+        if self._shard is not None and self._seats.holder(worker) is not None:
+            self._report_round(self._shard)  # a cut may have let the rest of it in
         self._check_rendezvous()
         self._admit_who_may()
 
