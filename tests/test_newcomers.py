@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 
 from psgrad.admission import Admission
-from psgrad.commits import OpenRound
-from psgrad.cuts import CutPlan
 from psgrad.errors import PsgradError
-from psgrad.intake import Intake
-from psgrad.invariants import CheckedShard
-from psgrad.links import ServerLinks
-from psgrad.outbox import Outbox
 from psgrad.rehearsal import run
-from psgrad.rounds import Rounds
 from psgrad.scenario import Scenario
 from psgrad.seats import Seats
 from psgrad.server import Server
-from psgrad.shard import Shard
 
 SPARES = Scenario(
     3, workers=3, servers=2, bound=1, steps=14, sizes=(24, 40), pushes=0.3, deaths=(70,), spares=2
@@ -33,6 +24,31 @@ FROZEN = Scenario(
 # Runs in which a bug was found, with what it was; they stay.
 NAMED = {
     "a JOIN that comes twice": replace(FROZEN, seed=1188, servers=3, duplicates=0.1),
+    "a server without chunks cuts before others": Scenario(
+        2131, servers=2, steps=12, sizes=(5,), chunk_bytes=128, window=2, pushes=0.3, hosts=2,
+        codec="topk:0.2,select=threshold", feedback="none", overlaps=1.0,
+        pace="constant:seconds=0.001;slow:worker=0,factor=7", bandwidth=1e6, jitter=20.0,
+        delays=0.1, partition=True, checkpoints="1", then_servers=2, deaths=(8,), death_s=0.17,
+        spares=1,
+    ),
+    "two get ready, and the second is ready first": Scenario(
+        6098, servers=2, bound=3, steps=12, sizes=(90,), chunk_bytes=4096, skips=0.1, pushes=0.3,
+        codec="int8:rounding=stochastic", zstd="auto", pace="constant:seconds=0.001",
+        latency_s=0.001, bandwidth=1e6, jitter=20.0, delays=0.1, partition=True, then_servers=1,
+        deaths=(4, 1), spares=3,
+    ),
+    "what a cut held back completes a round, and what comes behind it": Scenario(
+        7350, workers=2, steps=20, uneven=3, sizes=(40,), codec="int8:rounding=stochastic", hosts=1,
+        pushes=0.3, pace="exponential:mean=0.001;slow:factor=10,start=2,stop=4", latency_s=0.0,
+        jitter=20.0, duplicates=0.1, checkpoints="0.002s", then_workers=3, then_servers=2,
+        deaths=(10,), spares=1,
+    ),
+    "a round that is complete by the end of a cut": Scenario(
+        18977, workers=4, servers=2, steps=20, uneven=1, sizes=(16, 90), pull_codec="sign",
+        optimizer="adam", skips=0.1, pushes=0.3, overlaps=1.0, pace="constant:seconds=0.05",
+        checkpoints="0.002s", then_workers=2, then_servers=2, deaths=(60, 18), lease_s=0.5,
+        freeze=2, freeze_s=0.6, spares=1,
+    ),
 }  # fmt: skip
 
 
@@ -73,11 +89,6 @@ def test_without_a_place_a_spare_ends_with_the_run():
 # Programs that are wrong
 
 
-def forgets_admissions(monkeypatch):
-    take = Rounds.take
-    monkeypatch.setattr(Rounds, "take", lambda self, *said: take(self, *said[:2], math.inf))
-
-
 def one_clock_late(monkeypatch):
     admit = Server._admit
 
@@ -88,15 +99,29 @@ def one_clock_late(monkeypatch):
     monkeypatch.setattr(Server, "_admit", wrong)
 
 
-def admits_at_once(monkeypatch):
-    monkeypatch.setattr(Admission, "heard", lambda *_: False)
+def old_messages_count(monkeypatch):
+    monkeypatch.setattr(Seats, "is_past", lambda *_: False)
 
 
-PLANTED = {
-    "old messages count": lambda m: m.setattr(Seats, "is_past", lambda *_: False),
-    "old answers count": lambda m: m.setattr(ServerLinks, "_incarnation", 0, raising=False),
-    "another clock on another server": one_clock_late,
-    "the open round is kept": lambda m: m.setattr(OpenRound, "admit", lambda _: None),
-    "nobody comes in twice": admits_at_once,
-    "what comes in after others have left": lambda m: m.setattr(Admission, "close", lambda _: []),
-}
+def who_comes_too_late_comes_in(monkeypatch):
+    monkeypatch.setattr(Admission, "close", lambda _: [])
+
+
+@pytest.mark.parametrize(
+    ("plant", "scenario"),
+    [
+        (old_messages_count, replace(FROZEN, seed=1, servers=2, latency_s=1e-3)),
+        (old_messages_count, replace(FROZEN, seed=0, bound=0, servers=1)),
+        (one_clock_late, replace(SPARES, seed=2, servers=3, jitter=20.0, deaths=(34, 70))),
+        (
+            who_comes_too_late_comes_in,
+            replace(SPARES, seed=1, latency_s=1e-3, checkpoints="0.002s", deaths=(27, 65)),
+        ),
+    ],
+)
+def test_a_planted_bug_is_caught(plant, scenario, monkeypatch):
+    run(scenario)
+    monkeypatch.setattr("psgrad.survival.EVENTS", 20_000)
+    plant(monkeypatch)
+    with pytest.raises(PsgradError):
+        run(scenario)
