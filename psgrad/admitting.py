@@ -39,7 +39,7 @@ class Admitting:
 
     def take(self, rank: int, header: Header, payload: bytes | None, layout: Layout | None) -> None:
         """A message of ``rank``, which is no worker; ``layout`` is that of the run."""
-        if header.kind in (Kind.ALIVE, Kind.STOP):
+        if header.kind in (Kind.ALIVE, Kind.STOP, Kind.DOING):
             return  # all ranks are asked to stop, and those that are workers say it
         if self.decides is None:
             raise ProtocolError(f"rank {rank} sends {header.kind.name} and is no worker")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NoReturn
@@ -11,6 +12,15 @@ from psgrad.errors import ConfigError
 
 SCALES: Final = MappingProxyType({"K": 1 << 10, "M": 1 << 20, "G": 1 << 30})
 FLOAT32: Final = 4  # bytes
+
+
+# How Open MPI, PMIx (Slurm, Open MPI) and PMI (MPICH, Intel MPI, Slurm) tell a rank who it is.
+RANKED: Final = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+
+
+def is_rank(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process as a rank of a job."""
+    return any(name in environ for name in RANKED)
 
 
 class Parser(argparse.ArgumentParser):

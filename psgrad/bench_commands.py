@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from psgrad.arguments import Parser, count, size, sizes
+from psgrad.arguments import Parser, count, is_rank, size, sizes
 from psgrad.errors import ConfigError
 from psgrad.run_options import add_run_options, rank_parser, run_arguments
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from psgrad.roles import Roles
 
 SIZES: Final = "4K,64K,1M,16M,64M,256M"
-# How Open MPI, PMIx (Slurm, Open MPI) and PMI (MPICH, Intel MPI, Slurm) tell a rank who it is.
-RANKED: Final = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 
 
 class Plan(Protocol):
@@ -224,7 +222,7 @@ def _on_ranks(
     measure: Callable[[P, argparse.Namespace], dict[str, Any] | None],
 ) -> int:
     """Starts the ranks for ``argv``, or measures as one of them."""
-    if "--as-launched" not in argv and not any(name in environ for name in RANKED):
+    if "--as-launched" not in argv and not is_rank(environ):
         arguments = parser.parse_args(argv)
         # Every rank would find the same mistake; here it costs no MPI job.
         _check_plot(arguments)

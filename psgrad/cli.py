@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad.arguments import Parser, output
+from psgrad.arguments import Parser, is_rank, output
 from psgrad.commands import BLAS_THREADS, COMMANDS, about, replay
 from psgrad.errors import CAUSE, ConfigError, PsgradError
+from psgrad.placement import FIRST, Seat, het_servers, threads
 from psgrad.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from psgrad.config import Config
+    from psgrad.transport import Transport
 
 DESCRIPTION: Final = """\
 A parameter server for training over MPI.
@@ -34,11 +37,12 @@ A parameter server for training over MPI.
 
 # Option -> (key of the configuration, help). The value is TOML, or else a string.
 OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
-    "--model": ("model.name", "mlp or softmax"),
+    "--model": ("model.name", "mlp, softmax or transformer"),
     "--dataset": ("dataset.name", "digits, or a .npz, .csv, .libsvm, .txt or IDX file"),
     "--mode": ("mode", "sync, ssp (bounded staleness; the default) or async"),
     "--staleness": ("staleness", "bound of ssp: steps a worker may be ahead of the slowest (3)"),
-    "--servers": ("servers", "server ranks (1)"),
+    "--servers": ("servers", "server ranks (1; in a heterogeneous job of Slurm, its group 0)"),
+    "--placement": ("placement", "server ranks: spread over the nodes (the default), or first"),
     "--spares": ("spares", "ranks that take the places of workers that are lost (0)"),
     "--optimizer": (
         "optimizer.name",
@@ -66,9 +70,15 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--partition": ("dataset.partition", "samples to workers: iid, by-label or contiguous"),
     "--seed": ("seed", "of parameters, data split and batches (1)"),
     "--device": ("device", "auto, cpu or gpu"),
+    "--precision": ("precision", "of gradients' products: float32, tf32, bfloat16 or float16"),
+    "--loss-scale": (
+        "loss_scale",
+        "auto, none, dynamic:first=65536,every=2000 or fixed:scale=1024",
+    ),
     "--chunk-bytes": ("chunk_bytes", "bytes of a chunk (0: the default grid)"),
     "--overlap": ("overlap", "hide communication behind computation: on, off (off)"),
     "--shared-memory": ("shared_memory", "within a node: auto (where it can be), on, off"),
+    "--replicas": ("replicas", "copies of each server, on another one: 0 or 1 (0)"),
     "--checkpoint-every": ("checkpoint_every", "steps (500) or seconds (600s) between checkpoints"),
     "--checkpoint-dir": ("checkpoint_dir", "where they are (RUN_DIR/checkpoints)"),
     "--keep": ("checkpoint_keep", "how many of them stay (2)"),
@@ -80,12 +90,14 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--run-dir": ("run_dir", "run folder (runs/DATE-MODEL-DATASET-MODE)"),
     "--simulate": ("simulate", "all ranks in this process, without MPI: workers=16,servers=2,..."),
     "--pace": ("pace", "how long a simulated step computes (constant:seconds=0.01)"),
+    "--log-level": ("log_level", "on the screen: error, warning, info or debug (info)"),
     "--progress": ("progress", "auto, line, plain or off"),
 }
 # Never TOML: a file may be called 7.
 STRINGS: Final = frozenset(
     {"--model", "--dataset", "--run-dir", "--codec", "--pull-codec", "--feedback", "--zstd"}
     | {"--aggregate", "--simulate", "--pace", "--checkpoint-every", "--checkpoint-dir", "--resume"}
+    | {"--loss-scale"}
 )
 
 # How Open MPI and MPICH (and Intel MPI) tell a rank how many ranks its machine has.
@@ -140,8 +152,9 @@ def _train(argv: Sequence[str]) -> int:
         _train_parser().parse_args(argv)  # prints and exits
     # Simulated ranks take turns: as many threads as a rank has that shares the machine.
     alone = any(a.partition("=")[0] == "--simulate" for a in argv)
-    cores = 1 if alone else len(os.sched_getaffinity(0))
-    os.environ.update(blas_threads(os.environ, cores, os.cpu_count() or 1))
+    transport = None if alone or not is_rank(os.environ) else _transport()
+    count = 1 if alone else _threads(transport)
+    os.environ.update(blas_threads(os.environ, count))
     from psgrad.train import train
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -153,7 +166,15 @@ def _train(argv: Sequence[str]) -> int:
     if config is not None and config.simulate:
         return _simulate(config, _train_parser().parse_args(argv).trace, stamp)
     # Wrong arguments, too, are for the ranks to agree on: one of them reports.
-    train(lambda: _configuration(argv), stamp, terminal, about(), ends_at=_ends_at(os.environ))
+    ends_at = _ends_at(os.environ)
+    train(
+        lambda: _configuration(argv),
+        stamp,
+        terminal,
+        about(),
+        transport=transport,
+        ends_at=ends_at,
+    )
     return 0
 
 
@@ -176,24 +197,40 @@ def _simulate(config: Config, trace: Path | None, stamp: str) -> int:
     return 0
 
 
-def blas_threads(environ: Mapping[str, str], mine: int, cores: int) -> dict[str, str]:
+def blas_threads(environ: Mapping[str, str], count: int) -> dict[str, str]:
     """Thread counts for NumPy's BLAS, to be set before NumPy loads; what the user set stays.
 
-    Without them each rank starts a thread for each core, and ranks that share the ``cores`` of a
-    machine run many times slower. A rank that is bound to some of them (``mine``) has those for
-    itself; otherwise the ranks on the machine, as the MPI launcher counts them, share.
+    Without them each rank starts a thread for each core, and ranks that share the cores of a
+    machine run many times slower.
     """
-    ranks = _ranks_here(environ)
-    threads = str(mine if mine < cores else max(1, mine // ranks))
     # OpenBLAS and MKL prefer their own variable, but a user may have set the common one.
-    threads = environ.get("OMP_NUM_THREADS") or threads
-    return {name: threads for name in BLAS_THREADS if name not in environ}
+    text = environ.get("OMP_NUM_THREADS") or str(count)
+    return {name: text for name in BLAS_THREADS if name not in environ}
 
 
 def _ranks_here(environ: Mapping[str, str]) -> int:
     """How many ranks this machine has, as the MPI launcher says; 1 without one."""
     counts = (environ.get(name, "") for name in LOCAL_RANKS)
     return next((int(count) for count in counts if count.isdigit() and int(count) > 0), 1)
+
+
+def _transport() -> Transport:
+    from psgrad.transport.mpi import MpiTransport
+
+    return MpiTransport()
+
+
+def _threads(transport: Transport | None) -> int:
+    """How many threads this rank's cores are for, with what the ranks beside it may use of them.
+
+    Collective, where there are other ranks.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if transport is None:
+        return len(cores)
+    blobs = transport.exchange(json.dumps([transport.host, cores]).encode())
+    seats = [Seat(host, frozenset(its)) for host, its in map(json.loads, blobs)]
+    return threads(seats)[transport.rank]
 
 
 def _configuration(argv: Sequence[str]) -> Config:
@@ -207,14 +244,19 @@ def _configure(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Con
     from psgrad import config
     from psgrad.train import configure
 
-    sources = [config.from_toml(Path(arguments.config))] if arguments.config else []
+    sources = []
+    if servers := het_servers(environ):
+        inferred = {"servers": servers, "placement": FIRST}
+        sources.append(config.Source("Slurm's het group 0", inferred))
+    if arguments.config:
+        sources.append(config.from_toml(Path(arguments.config)))
     sources.append(config.from_environment(environ))
     given: dict[str, Any] = {}
     for option, (key, _) in OPTIONS.items():
         text = getattr(arguments, _attribute(option))
         if text is not None:
             given[key] = text if option in STRINGS else config.parse_value(text)
-    for flag in ("json", "record", "fault_tolerant", "rejoin"):
+    for flag in ("json", "record", "fault_tolerant", "rejoin", "gpu_share"):
         if getattr(arguments, flag):
             given[flag] = True
     if arguments.inject:
@@ -246,6 +288,7 @@ def _train_parser() -> Parser:
     parser.add_argument(
         "--fault-tolerant", action="store_true", help="go on without workers that die"
     )
+    parser.add_argument("--gpu-share", action="store_true", help="workers may share a GPU")
     parser.add_argument(
         "--rejoin", action="store_true", help="workers that were shut out may come back"
     )

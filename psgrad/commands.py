@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -44,6 +43,20 @@ def checkpoint(argv: Sequence[str]) -> int:
     from psgrad import checkpoint_commands
 
     return checkpoint_commands.checkpoint(argv)
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """``psgrad doctor``."""
+    from psgrad import doctor_command
+
+    return doctor_command.doctor(argv, os.environ)
+
+
+def slurm(argv: Sequence[str]) -> int:
+    """``psgrad slurm``."""
+    from psgrad.slurm import command
+
+    return command.slurm(argv, os.environ)
 
 
 def replay(argv: Sequence[str]) -> int:
@@ -104,7 +117,7 @@ def _cpu() -> str:
     return ""
 
 
-SCHEDULES: Final = ("seed", "minutes", "first", "set", "trace")
+SCHEDULES: Final = ("seed", "minutes", "seeds", "first", "jobs", "set", "trace")
 
 
 def simulate(argv: Sequence[str]) -> int:
@@ -114,16 +127,18 @@ def simulate(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="psgrad simulate",
         description="How will it scale? Throughput, efficiency, staleness and the servers' load, "
-        "by a model of costs. With --seed or --minutes instead: seeded schedules of the real "
-        "programs, checked after every message.",
+        "by a model of costs. With --seed, --seeds or --minutes instead: seeded schedules of the "
+        "real programs, checked after every message.",
         allow_abbrev=False,
     )
     schedules = parser.add_argument_group("seeded schedules")
     which = schedules.add_mutually_exclusive_group()
     which.add_argument("--seed", type=_whole, metavar="N", help="the schedule of this seed")
-    which.add_argument("--minutes", type=float, metavar="M", help="seeds one after another")
+    which.add_argument("--seeds", type=count, metavar="N", help="N seeds one after another")
+    which.add_argument("--minutes", type=float, metavar="M", help="seeds for so long")
     schedules.add_argument("--set", action="append", metavar="FIELD=VALUE", help="change it")
-    schedules.add_argument("--first", type=_whole, metavar="N", help="the first seed of --minutes")
+    schedules.add_argument("--first", type=_whole, metavar="N", help="the first of many seeds")
+    schedules.add_argument("--jobs", type=count, metavar="N", help="processes for many seeds (1)")
     schedules.add_argument(
         "--trace", type=output, metavar="JSON", help="of the schedule, for Perfetto"
     )
@@ -141,10 +156,10 @@ def simulate(argv: Sequence[str]) -> int:
     others = [name for name in given if name not in SCHEDULES]
     if mine and others:
         parser.error(f"--{mine[0]} is of schedules, {_scale_name(others[0])} of scale")
-    if "minutes" in given:
-        return _soak_of(parser, given)
-    if "first" in given:
-        parser.error("--first goes with --minutes")
+    if "minutes" in given or "seeds" in given:
+        return _soak(parser, given)
+    if alone := [name for name in ("first", "jobs") if name in given]:
+        parser.error(f"--{alone[0]} goes with --seeds or --minutes")
     if "seed" in given:
         return _one_schedule(given["seed"], given.get("set", []), given.get("trace"))
     if mine:
@@ -167,12 +182,23 @@ def _scale_name(field: str) -> str:
     return "--pace-seed" if field in ("seed", "pace_seed") else "--" + field.replace("_", "-")
 
 
-def _soak_of(parser: Parser, given: Mapping[str, Any]) -> int:
-    if not 0 < given["minutes"] < math.inf:
-        parser.error(f"--minutes must be a number above 0, got {given['minutes']:g}")
+def _soak(parser: Parser, given: Mapping[str, Any]) -> int:
+    import secrets
+
+    minutes = given.get("minutes")
+    if minutes is not None and not 0 < minutes < math.inf:
+        parser.error(f"--minutes must be a number above 0, got {minutes:g}")
     if "set" in given or "trace" in given:
         parser.error("--set and --trace go with --seed")
-    return _soak(given["minutes"], given.get("first"))
+    from psgrad import soak
+
+    # Many seeds are repeated by others, an hour of them is to find what nobody has found.
+    first = secrets.randbits(31) if minutes is not None else 0
+    soaked = soak.soak(given.get("first", first), given.get("seeds"), minutes, given.get("jobs", 1))
+    if minutes is None:
+        print(soak.table(soaked))
+    print(soaked.line)
+    return 1 if soaked.failed else 0
 
 
 def _one_schedule(seed: int, settings: Sequence[str], trace: Path | None) -> int:
@@ -201,29 +227,6 @@ def _one_schedule(seed: int, settings: Sequence[str], trace: Path | None) -> int
         f"{outcome.updates} updates, compared with {', '.join(outcome.compared)}"
     )
     return 0
-
-
-def _soak(minutes: float, first: int | None) -> int:
-    import secrets
-
-    from psgrad import rehearsal
-    from psgrad.errors import PsgradError
-    from psgrad.scenario import Scenario
-    from psgrad.scenario_text import command
-
-    seed = secrets.randbits(31) if first is None else first
-    end = time.monotonic() + 60 * minutes
-    passed, failed = 0, 0
-    while time.monotonic() < end:
-        try:
-            rehearsal.run(Scenario.of(seed))
-            passed += 1
-        except PsgradError as error:
-            failed += 1
-            sys.stderr.write(f"{command(Scenario.of(seed))}\n    {error}\n")
-        seed += 1
-    print(f"{passed} schedules passed, {failed} failed; the last seed was {seed - 1}")
-    return 1 if failed else 0
 
 
 def chaos(argv: Sequence[str]) -> int:
@@ -272,8 +275,10 @@ COMMANDS: Final[Mapping[str, tuple[str, Callable[[Sequence[str]], int]]]] = Mapp
     {
         "codecs": ("list the codecs", codecs),
         "bench": ("measure: codecs, steps, latency, memory", bench),
+        "doctor": ("what is wrong with ranks, nodes and links, and what mends it", doctor),
         "checkpoint": ("list, verify and convert checkpoints", checkpoint),
         "chaos": ("kill ranks of small real runs, and judge what comes of it", chaos),
+        "slurm": ("batch scripts: init writes one for a cluster, check finds mistakes", slurm),
         "simulate": ("how it will scale; seeded schedules in the simulator", simulate),
     }
 )

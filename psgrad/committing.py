@@ -136,7 +136,7 @@ class Committing:
 
     def opened(self, cut: Cut) -> None:
         """All markers have come: every server writes its part from now on."""
-        self._plan.number = max(self._plan.number, cut.number)
+        self._plan.opened(cut)
         marked = {worker: self._marked[worker].popleft() for worker in cut.clocks}
         records = {**self._left, **marked}
         workers = {str(worker): records[worker] for worker in sorted(records)}

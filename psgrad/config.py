@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from psgrad.errors import ConfigError, unknown_name
+from psgrad.kernels import PRECISIONS
 from psgrad.layout import SegmentOptions
+from psgrad.placement import PLACEMENTS, SPREAD
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,6 +30,7 @@ else:  # pragma: no cover
 
 MODES: Final = ("sync", "ssp", "async")
 METRICS: Final = ("first", "all")
+LOG_LEVELS: Final = ("error", "warning", "info", "debug")
 PROGRESS: Final = ("auto", "line", "plain", "off")
 DEFAULT_STALENESS: Final = 3
 ENVIRONMENT_PREFIX: Final = "PSGRAD_"
@@ -71,6 +74,9 @@ class Config:
     mode: str = _key("ssp", "sync, ssp (bounded staleness) or async", among=MODES)
     staleness: int | None = _key(None, "staleness bound of ssp (3)", least=0)
     servers: int = _key(1, "server ranks", least=1)
+    placement: str = _key(
+        SPREAD, "server ranks: spread over the nodes, or the first ones", among=PLACEMENTS
+    )
     epochs: int = _key(20, "passes over the training data", least=1)
     batch_size: int = _key(32, "samples in a (micro-)batch of one worker", least=1)
     accumulate: int = _key(1, "micro-batches in one step", least=1)
@@ -89,6 +95,11 @@ class Config:
     aggregate: str = _key("mean", "what of a synchronous round is applied, such as median")
     seed: int = _key(1, "of parameters, data split and batches", least=0)
     device: str = _key("auto", "auto, cpu or gpu", among=("auto", "cpu", "gpu"))
+    gpu_share: bool = _key(False, "several workers may have one GPU")
+    precision: str = _key(
+        "float32", "of the factors of matrix products in gradients", among=PRECISIONS
+    )
+    loss_scale: str = _key("auto", "by what losses are multiplied, such as dynamic:first=1024")
     chunk_bytes: int = _key(0, "bytes of a chunk; 0: the default grid", least=0)
     window: int = _key(8, "unanswered chunks of a worker at one server", least=1)
     reference_bytes: int = _key(4 << 30, "most bytes of pull references on one server", least=0)
@@ -100,6 +111,9 @@ class Config:
     lease: float = _key(30.0, "seconds of silence after which a worker counts as dead", above=0)
     spares: int = _key(0, "ranks that take the places of workers that are lost", least=0)
     rejoin: bool = _key(False, "workers that were shut out may come back")
+    replicas: int = _key(
+        0, "copies of each server, on another one: 0 or 1; then one may die", least=0
+    )
     checkpoint_every: str = _key("", "a checkpoint every so many steps (500) or seconds (600s)")
     checkpoint_dir: str = _key("", "where checkpoints are; empty: RUN_DIR/checkpoints")
     checkpoint_keep: int = _key(2, "how many checkpoints stay", least=1)
@@ -108,8 +122,11 @@ class Config:
     walltime_margin: float = _key(
         0.0, "seconds before the job's end to stop behind a checkpoint; 0: never", least=0
     )
+    stall: float = _key(60.0, "seconds without movement until a report comes; 0: never", least=0)
+    stall_abort: float = _key(0.0, "seconds without movement that end a run; 0: never", least=0)
     run_dir: str = _key("", "run folder; empty: runs/DATE-MODEL-DATASET-MODE")
     metrics: str = _key("first", "whose steps are kept: first (worker 0), all", among=METRICS)
+    log_level: str = _key("info", "what goes to the screen beside the logs", among=LOG_LEVELS)
     progress: str = _key("auto", "auto, line, plain or off", among=PROGRESS)
     json: bool = _key(False, "print the summary as JSON on the last line")
     record: bool = _key(False, "write down what psgrad replay needs to repeat the run")
@@ -371,6 +388,11 @@ def _check_newcomers(config: Config) -> None:
         raise ConfigError(
             f"{key} takes the place of workers that are lost, and without fault_tolerant a loss "
             "ends the run; start it with psgrad run --elastic"
+        )
+    if config.replicas:
+        raise ConfigError(
+            f"{key} and replicas {config.replicas} do not go together yet: use one of them, and "
+            "checkpoints for the other"
         )
     if config.local:
         raise ConfigError(

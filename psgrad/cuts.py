@@ -182,6 +182,17 @@ class CutPlan:
         """The number of the cut behind which the run stops, once that was announced."""
         return self._last or None
 
+    def opened(self, cut: Cut) -> None:
+        """All workers have marked ``cut``.
+
+        Where the last one has found them at different clocks in sync mode, as they push without
+        pulls, it is no checkpoint, and another one is to be the last: who waits for it can be told
+        where to stop.
+        """
+        self.number = max(self.number, cut.number)
+        if self.bound == 0 and cut.number == self._last and len(set(cut.clocks.values())) > 1:
+            self._last, self.apart = 0, True
+
     def saw(self, worker: int, clock: int) -> None:
         """A push has come, or the last clock of a worker that leaves.
 

@@ -12,6 +12,7 @@
     ├── FencedError                 this worker counts as dead, and was not    1
     ├── Preempted                   stopped from outside: start it again       75
     │   └── NotSavedError           the same, and there is no checkpoint       1
+    ├── StalledError                nothing has moved for ``stall_abort``      1
     ├── WireError                   bytes that are not a psgrad message        1
     ├── ProtocolError               a message the state machine cannot accept  1
     └── LaunchError                 mpiexec is missing or did not start        2
@@ -85,6 +86,10 @@ class NotSavedError(Preempted):
     """The run was stopped from outside, and there is no checkpoint that it could go on from."""
 
     exit_status = 1
+
+
+class StalledError(PsgradError):
+    """Nothing has moved for longer than a run may stand still."""
 
 
 class WireError(PsgradError):

@@ -45,7 +45,9 @@ class Halting:
         if exchange is not None and self._markers.stops and not exchange.marking.over:
             exchange.mark_if_due()
             while self.stopped is None and not self._markers.asked:
+                self._links.awaiting = Kind.STOPPED
                 self._links.take()
+            self._links.awaiting = None
         if self.stopped is None:
             return
         if exchange is not None and not exchange.marking.over:

@@ -22,11 +22,13 @@ from psgrad.transport import Buffer
 PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
 SERVER_KINDS: Final = frozenset(
-    {Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.ADMIT}
+    {Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.ASK, Kind.ADMIT}
 )
 """What servers alone send, to each other; beside it they say that they are done."""
-COORDINATOR_KINDS: Final = frozenset({Kind.EVICTED, Kind.COMMIT, Kind.ADMIT})
-OUTSIDE_KINDS: Final = frozenset({Kind.JOIN, Kind.REGISTER, Kind.ALIVE, Kind.STOP})
+COORDINATOR_KINDS: Final = frozenset({Kind.EVICTED, Kind.COMMIT, Kind.ASK, Kind.ADMIT})
+EVERYONES_KINDS: Final = frozenset({Kind.FINISH, Kind.STOP, Kind.DOING})
+"""What servers and workers send to a server."""
+OUTSIDE_KINDS: Final = frozenset({Kind.JOIN, Kind.REGISTER, Kind.ALIVE, Kind.STOP, Kind.DOING})
 """What a rank that is no worker sends."""
 
 
@@ -115,12 +117,18 @@ class Intake:
             return False  # who was shut out asks for a place
         return self._seats.is_past(peer, header.incarnation)
 
+    def forget_places(self) -> None:
+        """What has a place and was not taken will come once more."""
+        for peer in list(self._placed):
+            self.forget(peer)
+            self._numbering.forget_seen(peer)
+
     def _check_sender(self, peer: int, header: Header) -> None:
         if header.run != self._run:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
         if self._roles.is_server(peer):
             leads = peer == 0 or header.kind not in COORDINATOR_KINDS
-            if not leads or header.kind not in SERVER_KINDS | {Kind.FINISH, Kind.STOP}:
+            if not leads or header.kind not in SERVER_KINDS | EVERYONES_KINDS:
                 raise ProtocolError(f"server {peer} sends {header.kind.name} to a server")
             return
         if header.kind in SERVER_KINDS:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from psgrad import leftovers
+from psgrad import leftovers, scattered
 from psgrad.causes import Causes
 from psgrad.errors import CAUSE, LaunchError
 from psgrad.frozen import Frozen
@@ -57,6 +57,7 @@ class Child:
     stoppable: bool = False  # its ranks will take SIGUSR1, though they may not be there yet
     process: subprocess.Popen[bytes] | None = None
     frozen: Frozen | None = None  # where ranks may be stopped, and left behind
+    scattered: Sequence[str] = ()  # the command, where its ranks are not below mpiexec
     starting: Starting | None = None  # where mpiexec does not end the job of one that has died
     cause: bytes = b""  # why its ranks were killed by us
     _kill_at: float | None = None
@@ -84,7 +85,10 @@ class Child:
         if self._asked:
             return
         self._asked = True  # the next signal may come while this one is dealt with
-        if ranks := [pid for pid in self._family() - {process.pid} if stops_behind_checkpoint(pid)]:
+        there = self._family() - {process.pid}
+        if self.scattered:
+            there |= scattered.ranks(self.scattered)
+        if ranks := [pid for pid in there if stops_behind_checkpoint(pid)]:
             for pid in ranks:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGUSR1)
@@ -170,6 +174,7 @@ def attempt(plan: Plan, environ: Mapping[str, str], stops: Stops) -> Ended:
     there = leftovers.segments()
     strangers = frozenset(_children().get(os.getpid(), ()))
     child = Child(strangers, stops.signums, plan.stoppable)
+    child.scattered = plan.argv if plan.scattered else ()
     if plan.elastic:
         child.frozen, child.starting = Frozen(), Starting(plan.ranks)
     causes = Causes()

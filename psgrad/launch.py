@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 from psgrad.errors import LaunchError
 
-Vendor = Literal["openmpi", "mpich", "intel", "unknown"]
+Vendor = Literal["openmpi", "mpich", "intel", "slurm", "unknown"]
 
 VERSION_TIMEOUT_S: Final = 10.0
 
@@ -33,6 +33,7 @@ VERSIONS: Final[tuple[tuple[str, Vendor], ...]] = (
     ("Open MPI", "openmpi"),
     ("OpenRTE", "openmpi"),
     ("HYDRA", "mpich"),
+    ("slurm", "slurm"),  # srun
 )
 
 # The names of the libmpi that belongs to an mpiexec. Ranks that load another MPI than the one that
@@ -41,6 +42,7 @@ LIBMPI: Final[Mapping[Vendor, tuple[str, ...]]] = {
     "openmpi": ("libmpi.so.40", "libmpi.so"),
     "mpich": ("libmpi.so.12",),
     "intel": ("libmpi.so.12",),
+    "slurm": (),
     "unknown": (),
 }
 
@@ -61,6 +63,7 @@ SETTINGS: Final[Mapping[Vendor, Mapping[str, str]]] = {
     },
     "mpich": {"HYDRA_LAUNCHER": "fork", "HYDRA_RMK": "user"},
     "intel": {"I_MPI_HYDRA_BOOTSTRAP": "fork", "I_MPI_HYDRA_RMK": "user", "I_MPI_PIN": "0"},
+    "slurm": {},
     "unknown": {},
 }
 
@@ -120,6 +123,7 @@ class Plan:
     elastic: bool = False
     stoppable: bool = False  # asked to stop, the ranks do so behind a checkpoint
     ranks: int = 0
+    scattered: bool = False  # daemons of the launcher start the ranks, on several nodes
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """``environ`` as the job gets it."""
@@ -146,7 +150,7 @@ def prepare(launch: Launch, environ: Mapping[str, str], *, terminal: bool) -> Pl
         mpiexec=mpiexec,
         vendor=vendor,
         libmpi=libmpi,
-        own=libmpi is not None and libmpi.parent == Path(sys.prefix, "lib").resolve(),
+        own=_is_own(libmpi),
         site=first is not None and not os.path.samefile(first, mpiexec),
         cores=len(os.sched_getaffinity(0)),
         root=os.geteuid() == 0,
@@ -224,16 +228,8 @@ def plan(launch: Launch, machine: Machine, environ: Mapping[str, str]) -> Plan:
     defaults = {**SETTINGS[machine.vendor], **dict.fromkeys(THREADS, threads)}
     if machine.terminal:
         defaults["PSGRAD_TERMINAL"] = "1"
-    if machine.libmpi is not None and not machine.own:
-        defaults["MPI4PY_LIBMPI"] = str(machine.libmpi)
     env = {name: value for name, value in defaults.items() if not kept.get(name)}
-    search = kept.get("LD_LIBRARY_PATH")
-    if machine.libmpi is not None and machine.own and search:
-        # A wheel brings libfabric, libpmix and others under their common names, and finds them by
-        # RUNPATH, which LD_LIBRARY_PATH goes before.
-        library = machine.libmpi.parent
-        places = (str(library), str(library / machine.vendor), search)
-        env["LD_LIBRARY_PATH"] = os.pathsep.join(places)
+    env.update(_loading(machine.libmpi, machine.own, machine.vendor, kept))
     return Plan(
         argv=(str(machine.mpiexec), *flags, *launch.command),
         env=env,
@@ -242,6 +238,32 @@ def plan(launch: Launch, machine: Machine, environ: Mapping[str, str]) -> Plan:
         elastic=launch.elastic,
         ranks=launch.ranks,
     )
+
+
+def library(mpiexec: Path, vendor: Vendor, environ: Mapping[str, str]) -> dict[str, str]:
+    """What to add to ``environ`` for ranks that are to load the MPI of ``mpiexec``."""
+    libmpi = find_libmpi(mpiexec, vendor)
+    return _loading(libmpi, _is_own(libmpi), vendor, environ)
+
+
+def _is_own(libmpi: Path | None) -> bool:
+    return libmpi is not None and libmpi.parent == Path(sys.prefix, "lib").resolve()
+
+
+def _loading(
+    libmpi: Path | None, own: bool, vendor: Vendor, environ: Mapping[str, str]
+) -> dict[str, str]:
+    if libmpi is None:
+        return {}
+    if not own:
+        return {} if environ.get("MPI4PY_LIBMPI") else {"MPI4PY_LIBMPI": str(libmpi)}
+    search = environ.get("LD_LIBRARY_PATH")
+    if not search:
+        return {}
+    # A wheel brings libfabric, libpmix and others under their common names, and finds them by
+    # RUNPATH, which LD_LIBRARY_PATH goes before.
+    places = (str(libmpi.parent), str(libmpi.parent / vendor), search)
+    return {"LD_LIBRARY_PATH": os.pathsep.join(places)}
 
 
 def _in_the_way(name: str, machine: Machine, environ: Mapping[str, str]) -> bool:

@@ -8,9 +8,11 @@ canonical order, so a window smaller than a step cannot deadlock a round.
 from __future__ import annotations
 
 import math
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -29,6 +31,7 @@ from psgrad.record import Recorder
 from psgrad.roles import Roles
 from psgrad.seats import Seat
 from psgrad.transport import Buffer, Transport
+from psgrad.watchdog import Watchdog
 
 OUTDATED_NBYTES: Final = 1 << 30  # MPI counts in 32 bits; chunks have no more
 TIMED_NBYTES: Final = 64 << 10  # a pull of less is latency
@@ -36,6 +39,19 @@ CARRYING: Final = frozenset(
     {Kind.REGISTERED, Kind.PARAMS, Kind.MET, Kind.STATS_ARE, Kind.SHARED, Kind.STOPPED}
 )
 """What servers send with a payload."""
+
+
+WORDS: Final = MappingProxyType(
+    {
+        Kind.REGISTERED: "waits until all workers have registered their parameters",
+        Kind.SHARED: "waits until a server has taken its memory over",
+        Kind.MET: "waits for other workers at mean() or barrier()",
+        Kind.STATS_ARE: "waits for the servers' counters",
+        Kind.LEFT: "waits until the servers know that it pushes no more",
+        Kind.STOPPED: "waits until the last checkpoint is safe",
+    }
+)
+"""What a worker is doing that waits for such a message."""
 
 
 @dataclass
@@ -66,6 +82,10 @@ class ServerLinks:
         those that this rank has had before."""
         self.stopped: control.Stopped | None = None
         """Why the run has stopped, once the coordinator says so."""
+        self.awaiting: Kind | None = None
+        """The control message that this worker waits for."""
+        self.watchdog: Watchdog | None = None
+        """Writes the stack of a process down that is elsewhere for too long."""
         self.preemption: Preemption | None = None
         """What this rank is told from outside."""
         self.beat_s: float | None = None
@@ -90,6 +110,7 @@ class ServerLinks:
         self._window = window  # chunks that may be unanswered at one server
         self._pull = pull  # what encoded parameters are to be opened with
         self._unanswered = dict.fromkeys(self._servers, 0)
+        self._requested: dict[int, Header] = {}  # the last one of each server
         self._expected: set[int] = set()  # chunks whose parameters come without a request
         # Memory of payloads under way that is not the parameters' own, oldest first.
         self._placed: dict[int, deque[Bytes]] = {rank: deque() for rank in self._servers}
@@ -139,6 +160,7 @@ class ServerLinks:
         while not self.has_room(server):
             self._take_one()
         self._unanswered[server] += 1
+        self._requested[server] = header
         if header.chunk in self._held and header.kind in (Kind.PULL, Kind.STEP):
             flags = header.flags | Flag.HELD
             header = header._replace(version=self._held[header.chunk], flags=flags)
@@ -229,8 +251,10 @@ class ServerLinks:
 
     def await_control(self, kind: Kind) -> tuple[Header, bytes]:
         """Waits for the next control message, which must be of ``kind``."""
+        self.awaiting = kind
         while not self._inbox:
             self._take_one()
+        self.awaiting = None
         header, payload = self._inbox.popleft()
         if header.kind is not kind:
             raise ProtocolError(f"expected {kind.name}, got {header.kind.name}")
@@ -238,12 +262,32 @@ class ServerLinks:
 
     def await_left(self) -> None:
         """Waits until all servers have said that this worker has left; drops what else they say."""
+        self.awaiting = Kind.LEFT
         for _ in self._servers:
             while not self._inbox or self._inbox.popleft()[0].kind is not Kind.LEFT:
                 self._take_one()
 
+    @property
+    def doing(self) -> str:
+        """What this worker is doing, as far as its links know."""
+        if self.awaiting is not None:
+            return WORDS[self.awaiting]
+        counts = {server: n for server, n in self._unanswered.items() if n}
+        if counts:
+            what = [
+                f"{n} of server {server}, the last is chunk {self._requested[server].chunk} at "
+                f"clock {self._requested[server].clock}"
+                for server, n in counts.items()
+            ]
+            return f"waits for answers about chunks: {'; '.join(what)}"
+        if self._expected:
+            return f"waits for the parameters of {len(self._expected)} chunks"
+        return "computes, or waits for something else"
+
     def look_outside(self) -> None:
-        """Tells the coordinator where this rank was asked to stop."""
+        """This worker is in psgrad: tells the coordinator where it was asked to stop."""
+        if self.watchdog is not None:
+            self.watchdog.alive()
         if self.preemption is not None and self.preemption.reason:
             self.ask_to_stop(f"{self.preemption.reason} at rank {self._transport.rank}")
 
@@ -263,6 +307,10 @@ class ServerLinks:
             self._look_up(patience_s or 0.0)
             message = self._transport.receive(self._place, patience_s)
         server, header = message
+        if header.kind is Kind.MOVED:
+            self._placed[server].clear()
+            self._numbering.forget_seen(server)
+            return True
         if header.kind is Kind.LOST and self._parting is not None:
             self._parting.discard(server)
             return True
@@ -309,6 +357,10 @@ class ServerLinks:
         elif header.kind is Kind.CUT:
             last = bool(header.flags & Flag.LAST)
             self.markers.announced = Announcement(header.sequence, header.clock, last)
+        elif header.kind is Kind.ASK:
+            stack = traceback.format_stack()
+            said = {"doing": self.doing, "stack": stack[:-1], "view": None}
+            self.tell(0, Header(Kind.DOING, sequence=self._transport.rank), encode_json(said))
         elif header.kind is Kind.STOPPED:
             self.stopped = control.stopped(self._placed[server].popleft())
         elif header.kind is Kind.RECEIVED:

@@ -12,7 +12,8 @@ run             8  the run's id: a message of another run is refused
 layout          8  the layout's digest, 0 before there is one
 worker          4  worker index of the sender or of the addressee
 incarnation     4  0 at the start; of one that came in later, the number of its admission
-view            4  0, rises when the set of ranks changes
+taken           4  where servers have replicas: the number of the last message that the sender has
+                   taken from the receiver; else 0
 segment         4
 chunk           4
 number          4  of the message on its link, from 1; 0: not numbered
@@ -90,8 +91,16 @@ class Kind(enum.IntEnum):
     COMPLETE = 28  # to the coordinator: a server has all of a round; payload: of whom
     COMMIT = 29  # from the coordinator: that round closes; payload: with whom
     ALIVE = 27  # to the coordinator: a worker waits, or computes for long; not answered
+    ENDED = 34  # to other servers: this rank has done its part, and will be gone
+    REPLICATE = 35  # from a server to its replica: what it is about to take, and of whom
+    PAYLOAD = 36  # payload: that of the message which the REPLICATE before it tells of
+    REPLICATED = 37  # from the replica: it has all up to the ``sequence``-th of them
+    STANDIN = 38  # the server before this rank has died, this rank goes on in its place
+    MOVED = 39  # a server is elsewhere now; what reroutes messages makes it, it never travels
     STOP = 40  # to the coordinator: a rank was asked to stop; payload: by what
     STOPPED = 41  # to a worker: the run has stopped; payload: what of it is safe
+    ASK = 42  # from the coordinator: nothing moves, what are you waiting for?
+    DOING = 43  # its answer; payload: that, in words, and the stack
 
 
 class Verdict(enum.IntEnum):
@@ -119,8 +128,9 @@ class Flag:
     QUIET: Final = 16  # in an INIT or a push: no answer is wanted
     SHARED: Final = 8  # there is no payload: it lies in memory that both ranks have
     BY_MESSAGE: Final = 64  # in a PULL: with a payload, even where memory is shared
+    STANDIN: Final = 128  # to or from a rank in the place of the server before it, which has died
     OPEN: Final = 32  # in a STEP: not before the SETTLE of its step; answered by RECEIVED as well
-    LAST: Final = 128  # in a CUT or MARK: the run stops behind it; in a FINISH: the worker has
+    LAST: Final = 2  # in a CUT or MARK: the run stops behind it; in a FINISH: the worker has
 
 
 class Header(NamedTuple):
@@ -132,7 +142,7 @@ class Header(NamedTuple):
     layout: int = 0
     worker: int = 0
     incarnation: int = 0
-    view: int = 0
+    taken: int = 0
     segment: int = 0
     chunk: int = 0
     clock: int = 0
@@ -147,10 +157,10 @@ class Header(NamedTuple):
 
     def encode(self) -> bytes:
         """The header's ``HEADER_NBYTES`` bytes."""
-        kind, verdict, run, layout, worker, incarnation, view, segment, chunk, *rest = self
+        kind, verdict, run, layout, worker, incarnation, taken, segment, chunk, *rest = self
         clock, slowest, version, weight, rate, nbytes, sequence, flags, number = rest
         body = _BODY.pack(
-            MAGIC, FORMAT, kind, verdict, flags, run, layout, worker, incarnation, view, segment,
+            MAGIC, FORMAT, kind, verdict, flags, run, layout, worker, incarnation, taken, segment,
             chunk, number, clock, slowest, version, weight, rate, nbytes, sequence,
         )  # fmt: skip
         return body + _CHECKSUM.pack(zlib.crc32(body))

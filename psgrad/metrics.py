@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 
 class Sink(Protocol):
@@ -46,9 +46,13 @@ class Journal:
         *,
         metrics: str = "",
         append: bool = False,
+        echo: TextIO | None = None,
     ) -> None:
-        """``metrics``: the file that has this rank's; ``append``: behind what a run before left."""
+        """``metrics``: the file that has this rank's; ``append``: behind what a run before left;
+        ``echo`` has the lines of the log too, with the rank's name."""
         (folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._name = name
+        self._echo = echo
         self._now = now
         self._start = now()
         self._log = _open(folder / "logs" / f"{name}.log", append)
@@ -62,7 +66,16 @@ class Journal:
 
     def log(self, text: str) -> None:
         """Appends to the rank's log, with the seconds since the start."""
-        self._log.write(f"{self._now() - self._start:10.3f} {text}\n")
+        line = f"{self._now() - self._start:10.3f} {text}\n"
+        self._log.write(line)
+        if self._echo is not None:
+            self._echo.write(f"{self._name}: {line}")
+            self._echo.flush()
+
+    @property
+    def file(self) -> TextIOWrapper:
+        """The rank's log, for what writes there by itself."""
+        return self._log
 
     def close(self) -> None:
         """Closes the files."""

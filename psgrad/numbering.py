@@ -39,6 +39,10 @@ class Numbering:
             self._seen[peer] = count
         return count > last
 
+    def forget_seen(self, peer: int) -> None:
+        """What had a place and was not taken will not come: it will be sent again."""
+        self._seen.pop(peer, None)
+
     def take(self, peer: int, number: int) -> bool:
         """Whether a whole message is to be handled: False for one that has been.
 

@@ -18,6 +18,7 @@ from psgrad.codecs import Compression
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.layout import SMALLEST_CHUNK_BYTES, SegmentOptions
 from psgrad.optimizers import OPTIMIZERS, SGD, Optimizer
+from psgrad.placement import PLACEMENTS, SPREAD
 from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES, Constant, Schedule
 
@@ -32,6 +33,7 @@ class Options:
     """What ``psgrad.run`` describes; raises ``ConfigError`` for what cannot be."""
 
     servers: int = 1
+    placement: str = SPREAD
     staleness: int | None = 0
     optimizer: Optimizer = field(default_factory=SGD)
     schedule: Schedule = field(default_factory=Constant)
@@ -51,12 +53,15 @@ class Options:
     lease: float = 30.0
     rejoin: bool = False
     spares: int = 0
+    replicas: int = 0
     checkpoint_dir: str = ""
     checkpoint_every: str = ""
     checkpoint_keep: int = 2
     resume: str = ""
     stop_signals: Sequence[str] = preemption.DEFAULT
     walltime_margin: float = 0.0
+    stall: float = 60.0
+    stall_abort: float = 0.0
     checkpoints: CheckpointOptions = field(init=False, repr=False)
     aggregate: str = "mean"
     compression: Compression = field(init=False, repr=False)
@@ -76,18 +81,24 @@ class Options:
             "server_threads": _whole("server_threads", self.server_threads, 0),
             "seed": _whole("seed", self.seed, 0),
             "spares": _whole("spares", self.spares, 0),
+            "replicas": _whole("replicas", self.replicas, 0),
             "stop_signals": preemption.check(self.stop_signals),
             "walltime_margin": _seconds("walltime_margin", self.walltime_margin),
+            "stall": _seconds("stall", self.stall),
+            "stall_abort": _seconds("stall_abort", self.stall_abort),
         }
         for name, value in fixed.items():
             object.__setattr__(self, name, value)
         check_chunk_bytes(self.chunk_bytes)
+        check_stall(self.stall, self.stall_abort)
         if self.seed >= 1 << 32:
             raise ConfigError(f"seed must be below 2^32, got {self.seed}")
         _known("optimizer", self.optimizer, tuple(OPTIMIZERS.values()), "psgrad.SGD(0.1)")
         _known("schedule", self.schedule, tuple(SCHEDULES.values()), "psgrad.Cosine(total=1000)")
         if self.shared_memory not in SHARED_MEMORY:
             raise ConfigError(unknown_name("shared_memory", self.shared_memory, SHARED_MEMORY))
+        if self.placement not in PLACEMENTS:
+            raise ConfigError(unknown_name("placement", self.placement, PLACEMENTS))
         for name in ("codec", "pull_codec", "feedback", "zstd", "aggregate"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a string, got {getattr(self, name)!r}")
@@ -104,6 +115,15 @@ class Options:
             )
         object.__setattr__(self, "compression", compression)
         _check_tolerance(self)
+        check_replicas(self.replicas, self.servers, self.fault_tolerant, self.shared_memory)
+        if self.replicas and (self.spares or self.rejoin):
+            name = f"spares {self.spares}" if self.spares else "rejoin"
+            raise ConfigError(
+                f"{name} and replicas {self.replicas} do not go together yet: use one of them, and "
+                "checkpoints for the other"
+            )
+        if self.replicas:
+            object.__setattr__(self, "shared_memory", "off")
         checkpoints = CheckpointOptions(
             self.checkpoint_dir, self.checkpoint_every, self.checkpoint_keep, self.resume
         )
@@ -174,6 +194,36 @@ def _check_tolerance(options: Options) -> None:
                 f"segment {segment.match!r} has members, and fault_tolerant in sync mode commits "
                 "rounds of all workers; use ssp mode, or leave fault_tolerant out"
             )
+
+
+def check_stall(stall: float, abort: float) -> None:
+    """Raises ``ConfigError`` where a run would end before anybody has looked at what is wrong."""
+    if 0 < abort < stall or (abort and not stall):
+        raise ConfigError(
+            f"stall_abort must be 0, or at least stall, got {abort:g} with stall {stall:g}"
+        )
+
+
+def check_replicas(replicas: int, servers: int, fault_tolerant: bool, shared_memory: str) -> None:
+    """Raises ``ConfigError`` where servers cannot have replicas."""
+    if replicas == 0:
+        return
+    if replicas != 1:
+        raise ConfigError(f"replicas must be 0 or 1, got {replicas}")
+    if servers < 2:
+        raise ConfigError(
+            f"replicas 1 needs a second server to keep them, servers is {servers}; use --servers 2"
+        )
+    if not fault_tolerant:
+        raise ConfigError(
+            "replicas 1 is for runs that go on when a rank dies; use psgrad run --elastic, or "
+            "--fault-tolerant"
+        )
+    if shared_memory == "on":
+        raise ConfigError(
+            "with replicas 1 gradients and parameters go by message, with shared_memory on they do "
+            "not; use shared_memory auto"
+        )
 
 
 def check_chunk_bytes(chunk_bytes: int) -> None:

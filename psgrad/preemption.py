@@ -77,9 +77,10 @@ class Preemption:
         if self._mark is not None:
             os.close(self._mark)
         for signum, handler in self._before.items():
-            # Launchers pass a signal on more than once; what comes late must not undo a clean end.
-            if not self._came or signum not in (signal.SIGUSR1, signal.SIGUSR2):
-                signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal() returned
+            if self._came and signum in (signal.SIGUSR1, signal.SIGUSR2):
+                # Launchers pass one on more than once; what comes late must not undo a clean end.
+                handler = signal.SIG_IGN
+            signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal() returned
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         self._came = self._came or signal.Signals(signum).name

@@ -6,7 +6,8 @@ After every message is checked what must hold (``invariants``), and at the end
 - in sync mode without codecs, that they are those of a plain loop over whole arrays, bit for bit;
 - with plain SGD where nothing may be lost, that the sum of all updates is that of all gradients;
 - with checkpoints, that they change nothing and that a run goes on from them (``interruption``);
-- where workers die, that the others go on and nothing is lost or applied twice (``survival``).
+- where ranks die, that the others go on and nothing is lost or applied twice (``survival``);
+- in sync mode with replicas, where no worker dies, that the parameters are those of a run without.
 """
 
 from __future__ import annotations
@@ -77,14 +78,20 @@ def _run_with_losses(scenario: Scenario, shard: type[Shard], trace: Sink | None)
     with _folder() as made:
         folder = Path(made) if scenario.checkpoints else None
         played = play(scenario, shard, trace=trace, checkpoints=folder)
-        compared = survival.check(scenario, played.books, played.ends, played.warnings)
+        compared = survival.check(
+            scenario, played.books, played.ends, played.warnings, played.servers_died
+        )
+        if scenario.replicas and scenario.bound == 0 and not scenario.loses_workers:
+            undisturbed = play(scenario.calm, shard).told[0]
+            if undisturbed.params.tobytes() != played.told[0].params.tobytes():
+                raise InvariantError("a run with replicas ends with other parameters")
+            compared.append("undisturbed")
         paths = [] if folder is None else found(folder)
         for path in paths:
             Checkpoint.open(path)
         if folder is not None and paths:
             path = paths[scenario.chosen(len(paths))]
-            calm = scenario.resumed().calm
-            going_on = play(calm, shard, checkpoints=folder / "1", resume=path)
+            going_on = play(scenario.resumed().calm, shard, checkpoints=folder / "1", resume=path)
             if len({told.params.tobytes() for told in going_on.told}) > 1:
                 raise InvariantError(f"workers that go on from {path.name} end differently")
             compared.append("resumed after losses")

@@ -106,6 +106,8 @@ def supervise(job: Job, environ: Mapping[str, str], restarts: int = 0) -> int:
             cause = ended.cause.decode(errors="replace").removeprefix(CAUSE)
             if ended.status == 0 and complete is False:
                 cause = f"the job ended with status 0, but has not written {job.record}"
+            if stopped and job.record is not None and not plan.stoppable and decision.status:
+                cause += "; nothing is saved: give --checkpoint-every to stop behind a checkpoint"
             if not decision.again:
                 break
             plan, where = _next(job)

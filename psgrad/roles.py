@@ -81,6 +81,10 @@ class Roles:
         """The servers on the machine of ``rank``."""
         return [server for server in self.server_ranks if self.same_node(server, rank)]
 
+    def place_on_node(self, rank: int) -> int:
+        """How many workers before ``rank`` are on its machine; it takes the GPU of that number."""
+        return sum(self.same_node(other, rank) for other in range(self.servers, rank))
+
     def host(self, rank: int) -> str:
         """The name of the machine of ``rank``, if that is known."""
         return self.hosts[rank] if self.hosts else "host unknown"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from psgrad.arguments import Parser
 from psgrad.checkpointing import AUTO
 from psgrad.errors import ConfigError, LaunchError
 
 if TYPE_CHECKING:
+    import argparse
+
     from psgrad.config import Config
+    from psgrad.launch import Plan
+
+RANKS: Final = 4
 
 
 def run(
@@ -36,18 +42,15 @@ def run(
         command = ["python", *rest] if rest[0].endswith(".py") else list(rest)
     else:
         command = ["python", "-m", "psgrad", "train", *training]
-        config = _checked(configure(training), arguments.np)
-    system = environ.get("PSGRAD_MPI") == "system"
-    asked = launch.Launch(
-        arguments.np, tuple(command), arguments.mpiexec, system, arguments.elastic
-    )
-    terminal = sys.stderr.isatty()
+        config = _checked(configure(training), 0 if arguments.launcher else arguments.np or RANKS)
+
     if arguments.dry_run:
-        print(launch.describe(launch.prepare(asked, environ, terminal=terminal)))
+        print(launch.describe(_prepare(arguments, command, environ)))
         return 0
     if config is None:
-        plan = launch.prepare(asked, environ, terminal=terminal)
-        return relaunch.supervise(relaunch.Job(plan), environ, arguments.restarts)
+        return relaunch.supervise(
+            relaunch.Job(_prepare(arguments, command, environ)), environ, arguments.restarts
+        )
     from psgrad import runfolder
 
     if (done := runfolder.finished(config)) is not None:
@@ -59,8 +62,7 @@ def run(
     folder = Path(config.run_dir) if made is None else made
     try:
         own = () if made is None else ("--run-dir", str(folder))
-        asked = replace(asked, command=(*asked.command, *own))
-        first = launch.prepare(asked, environ, terminal=terminal)
+        first = _prepare(arguments, [*command, *own], environ)
         first = replace(first, stoppable=bool(config.checkpoint_every))
         # A setting goes before what the user gives, in whatever way.
         resumed = replace(first, argv=(*first.argv, "--set", f"resume={AUTO}"))
@@ -74,6 +76,26 @@ def run(
                 made.parent.rmdir()
 
 
+def _prepare(
+    arguments: argparse.Namespace, command: Sequence[str], environ: Mapping[str, str]
+) -> Plan:
+    """How ``command`` is started: on this machine, or by the launcher that was named."""
+    from psgrad import launch, launcher
+
+    words, terminal = arguments.launcher, sys.stderr.isatty()
+    if words is None:
+        ranks, system = arguments.np or RANKS, environ.get("PSGRAD_MPI") == "system"
+        asked = launch.Launch(ranks, tuple(command), arguments.mpiexec, system, arguments.elastic)
+        return launch.prepare(asked, environ, terminal=terminal)
+    if arguments.np or arguments.mpiexec:
+        wrong = "--np" if arguments.np else "--mpiexec"
+        raise LaunchError(
+            f"{wrong} is for ranks on this machine; --launcher says it in its own words, such as "
+            "--launcher 'mpirun -n 8'"
+        )
+    return launcher.prepare(words, command, environ, elastic=arguments.elastic, terminal=terminal)
+
+
 def train_arguments(rest: Sequence[str]) -> list[str] | None:
     """The arguments of ``psgrad train`` where ``rest`` stands for it; None: it is a program."""
     first = rest[0] if rest else "train"
@@ -85,12 +107,13 @@ def train_arguments(rest: Sequence[str]) -> list[str] | None:
 
 
 def _checked(config: Config, ranks: int) -> Config:
-    """Every rank would find the same mistake; here it costs no MPI job."""
+    """Every rank would find the same mistake; here it costs no MPI job. 0 ranks: nobody knows."""
     from psgrad.roles import Roles
 
     if config.simulate:
         raise ConfigError("a simulated run has no MPI ranks; use psgrad train --simulate")
-    Roles(ranks, config.servers)
+    if ranks:
+        Roles(ranks, config.servers)
     return config
 
 
@@ -114,12 +137,18 @@ def _check_restarts(config: Config) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="psgrad run",
-        usage="psgrad run [--np N] [--elastic] [--restarts N] [--dry-run] [-- COMMAND]",
-        description="Start an MPI job on this machine. COMMAND is a psgrad train command line "
-        "(--model mlp ...; nothing: the default run) or a program (python my.py).",
+        usage="psgrad run [--np N | --launcher WORDS] [--elastic] [--restarts N] [--dry-run] "
+        "[-- COMMAND]",
+        description="Start an MPI job on this machine, or on those of a batch job. COMMAND is a "
+        "psgrad train command line (--model mlp ...; nothing: the default run) or a program "
+        "(python my.py).",
         allow_abbrev=False,
     )
-    parser.add_argument("--np", "-n", type=_ranks, default=4, metavar="N", help="ranks (4)")
+    parser.add_argument("--np", "-n", type=_ranks, metavar="N", help=f"ranks ({RANKS})")
+    parser.add_argument(
+        "--launcher", type=shlex.split, metavar="WORDS",
+        help="what starts the ranks on the nodes of a batch job: 'srun --mpi=pmi2', mpirun",
+    )  # fmt: skip
     parser.add_argument(
         "--restarts", type=_restarts, default=0, metavar="N",
         help="start a job that lost something again, from its newest checkpoint, N times (0)",

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from psgrad.arguments import Parser, count
 from psgrad.errors import ConfigError
+from psgrad.placement import FIRST
 
 # Option of psgrad bench -> (keyword of psgrad.run, kind of value, help).
 RUN_OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = MappingProxyType(
@@ -74,6 +75,7 @@ def run_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {keyword: getattr(arguments, keyword, None) for keyword, *_ in RUN_OPTIONS.values()}
     run = {
         "staleness": bound,
+        "placement": FIRST,  # measurements know ranks by the number that MPI gives them
         "optimizer": OPTIMIZERS[arguments.optimizer](),
         **{keyword: value for keyword, value in given.items() if value is not None},
     }

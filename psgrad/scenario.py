@@ -35,7 +35,10 @@ PACES: Final = (
 CHECKPOINTS: Final = ("1", "2", "3", "0.002s", "0.01s")
 LEARNING_RATE: Final = 0.05
 LOSSES: Final = 1 << 64  # what is drawn of deaths has a stream of its own
-NEWCOMERS: Final = 2 << 64  # and so has what is drawn of those that come in their place
+NEWCOMERS: Final = 1 << 67  # and so has what is drawn of those that come in their place
+REPLICAS: Final = 1 << 66  # and so has what is drawn of replicas
+SPLITS: Final = 1 << 65  # and so has what is drawn of splits
+LEASE_S: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ class Scenario:
     ``death_s`` seconds up to two more die at once. With ``lease_s`` above 0, one worker is frozen
     in its step ``freeze``, for far longer, and another one has a long step there in which it says
     that it is alive. With ``freeze_s`` that is how long it is frozen, and that it comes back
-    afterwards. ``spares`` more ranks wait to take the places of the dead.
+    afterwards. ``spares`` more ranks wait to take the places of the dead. With ``replicas``,
+    servers have them, and one server dies after ``server_death`` calls, where that is not 0.
+
+    ``split`` are machines, as bits, that at ``split_s`` lose the others for ``split_for_s``
+    seconds. With ``lease_s`` above 0, workers behind it may be shut out, though they live.
     """
 
     seed: int
@@ -91,6 +98,11 @@ class Scenario:
     freeze: int = 0
     freeze_s: float = 0.0
     spares: int = 0
+    replicas: int = 0
+    server_death: int = 0
+    split: int = 0
+    split_s: float = 0.0
+    split_for_s: float = 0.0
 
     @classmethod
     def of(cls, seed: int) -> Scenario:
@@ -133,6 +145,8 @@ class Scenario:
             then_servers=draw.among((0, 0, 1, 2, 3)),
         )
         scenario = replace(scenario, **_losses(scenario))
+        scenario = replace(scenario, **_split(scenario))
+        scenario = replace(scenario, **_replicas(scenario))
         return replace(scenario, **_newcomers(scenario))
 
     def feedbacks(self) -> tuple[str, ...]:
@@ -157,13 +171,44 @@ class Scenario:
     @property
     def machines(self) -> list[str]:
         """The host of each rank; those of one share memory."""
-        count = self.hosts or self.size
-        return [f"node{rank % count}" for rank in range(self.size)]
+        return [f"node{self._machine(rank)}" for rank in range(self.size)]
+
+    @property
+    def behind(self) -> frozenset[int]:
+        """The ranks behind the split: those of whole machines, without rank 0."""
+        parted = {bool(self.split >> self._machine(rank) & 1) for rank in range(self.size)}
+        if len(parted) < 2:
+            return frozenset()
+        here = self.split >> self._machine(0) & 1
+        ranks = range(self.size)
+        return frozenset(r for r in ranks if (self.split >> self._machine(r) & 1) != here)
+
+    @property
+    def fated(self) -> list[int]:
+        """The workers in the order in which something becomes of them."""
+        return sorted(range(self.workers), key=lambda w: stream(self.seed, 0xDEAD, w))
 
     @property
     def has_losses(self) -> bool:
+        """Whether ranks may die or are shut out."""
+        return self.loses_workers or self.replicas > 0
+
+    @property
+    def loses_workers(self) -> bool:
         """Whether workers may die or are shut out."""
-        return bool(self.deaths or self.death_s or self.freeze)
+        return bool(self.deaths or self.death_s or self.lease_s)
+
+    @property
+    def victim(self) -> int:
+        """The server that dies, if one does."""
+        return self._number("victim", 0, 0) % self.servers
+
+    @property
+    def calm(self) -> Scenario:
+        """The same without anything that goes wrong with ranks."""
+        whole = replace(self, replicas=0, server_death=0, split=0)
+        whole = replace(whole, deaths=(), death_s=0.0, lease_s=0.0, freeze=0)
+        return replace(whole, freeze_s=0.0, spares=0)
 
     @property
     def network(self) -> Network:
@@ -181,6 +226,8 @@ class Scenario:
             faults.append(Drop(5e-3, Messages(share=self.drops)))
         if self.partition:
             faults.append(Partition((self.size - 1,), 2e-3, 8e-3))
+        if self.behind:
+            faults.append(Partition(self.behind, self.split_s, self.split_s + self.split_for_s))
         return faults
 
     def steps_of(self, worker: int) -> int:
@@ -229,12 +276,6 @@ class Scenario:
         workers, servers = self.then_workers or self.workers, self.then_servers or self.servers
         return replace(self, workers=workers, servers=servers, then_workers=0, then_servers=0)
 
-    @property
-    def calm(self) -> Scenario:
-        """The same without losses."""
-        calm = replace(self, deaths=(), death_s=0.0, lease_s=0.0)
-        return replace(calm, freeze=0, freeze_s=0.0, spares=0)
-
     def chosen(self, count: int) -> int:
         """Which of ``count`` checkpoints is gone on from."""
         return self._number("chosen", 0, count) % count
@@ -242,6 +283,9 @@ class Scenario:
     @property
     def rule(self) -> Optimizer:
         return OPTIMIZERS[self.optimizer](learning_rate=LEARNING_RATE)
+
+    def _machine(self, rank: int) -> int:
+        return rank % (self.hosts or self.size)
 
     def _number(self, what: str, worker: int, step: int) -> int:
         return stream(self.seed, int.from_bytes(what.encode(), "little"), worker << 32 | step) >> 8
@@ -274,15 +318,51 @@ def _losses(scenario: Scenario) -> dict[str, Any]:
     return {
         "deaths": deaths,
         "death_s": draw.among(range(1, 200)) * 1e-3 if at_once else 0.0,
-        "lease_s": 0.5 if frozen else 0.0,
+        "lease_s": LEASE_S if frozen else 0.0,
         "freeze": draw.among((1, 2, 3)) if frozen else 0,
     }
+
+
+def _replicas(scenario: Scenario) -> dict[str, Any]:
+    """Fields that say whether servers have replicas, and when one of them dies."""
+    draw = _Draw(REPLICAS | scenario.seed)
+    if scenario.servers == 1 or scenario.feedback == "ef21" or draw.among((1, 1, 0)):
+        return {}
+    calls = draw.among((20, 100, 400, 1500))
+    return {
+        "replicas": 1,
+        "server_death": draw.among((0, 1, 1, 1)) * (1 + draw.among(range(calls))),
+    }
+
+
+def _split(scenario: Scenario) -> dict[str, Any]:
+    """Fields that say which machines lose which, and when; or none."""
+    draw = _Draw(SPLITS | scenario.seed)
+    machines = len(set(scenario.machines))
+    if machines == 1 or draw.among((1, 1, 0)):
+        return {}
+    fields = {
+        "split": 1 + draw.among(range((1 << machines) - 2)),
+        "split_s": draw.among((1e-3, 1e-2, 1e-1)) * draw.among(range(1, 20)),
+        "split_for_s": draw.among((1e-3, 2e-2, 0.3, 2.0)),
+    }
+    split = replace(scenario, **fields)
+    spoken_for = len(scenario.deaths) + (2 if scenario.death_s else 0) + bool(scenario.freeze)
+    left = {scenario.servers + worker for worker in scenario.fated[spoken_for:]} - split.behind
+    cut_off = any(rank >= scenario.servers for rank in split.behind)
+    if scenario.feedback != "ef21" and left and cut_off and draw.among((True, True, False)):
+        # Somebody goes on; who is behind it has time to be missed.
+        return {**fields, "lease_s": LEASE_S, "split_for_s": draw.among((0.3, 2.0, 20.0))}
+    if scenario.lease_s and not left:
+        fields["split_for_s"] = min(fields["split_for_s"], LEASE_S / 4)
+    return fields
 
 
 def _newcomers(scenario: Scenario) -> dict[str, Any]:
     """Fields that say who comes in the place of workers that are lost, or nobody."""
     draw = _Draw(NEWCOMERS | scenario.seed)
-    if not scenario.has_losses or draw.among((1, 1, 0)):
+    apart = scenario.replicas or scenario.split
+    if not scenario.loses_workers or apart or draw.among((1, 0)):
         return {}
     spares = draw.among((1, 1, 2, 3)) if scenario.deaths or scenario.death_s else 0
     # Long enough that others are still there when somebody comes.

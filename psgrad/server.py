@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -19,6 +21,7 @@ from psgrad.cuts import Announcement
 from psgrad.errors import CheckpointError, ConfigError, ProtocolError, RankLostError
 from psgrad.guard import is_finite
 from psgrad.halting import Stopping
+from psgrad.inspector import Inspector
 from psgrad.intake import CHUNK_KINDS, PUSH_KINDS, Intake
 from psgrad.layout import Float32, Layout, assign
 from psgrad.leases import Leases
@@ -31,6 +34,7 @@ from psgrad.options import Options
 from psgrad.outbox import Outbox
 from psgrad.pools import GradientPool
 from psgrad.preemption import Preemption
+from psgrad.processes import Process
 from psgrad.record import Recorder
 from psgrad.registration import differing
 from psgrad.resuming import Resuming
@@ -40,8 +44,10 @@ from psgrad.saving import Checkpoints
 from psgrad.seats import Seats
 from psgrad.shard import Shard
 from psgrad.sharing import ServerSharing
-from psgrad.transport import Transport
+from psgrad.stall import Told, View
+from psgrad.transport import Buffer, Transport
 from psgrad.transport.shared import SharingError
+from psgrad.watchdog import Watchdog
 
 WRITING_S: Final = 0.02  # how often a server looks whether a file is written
 
@@ -63,6 +69,8 @@ class Server:
         warn: Callable[[str], None] = warn,
         preemption: Preemption | None = None,
     ) -> None:
+        self.is_over = False
+        """Whether all servers know that all workers are done or gone."""
         self._transport = transport
         self._roles = roles
         self._options = options
@@ -70,10 +78,12 @@ class Server:
         self._sink = sink
         self._compression = options.compression
         self._running = set(range(roles.workers))
+        self._now_s = 0.0  # of the turn
+        self._is_done = False  # whether the coordinator knows that all workers are, here
         self._finished = 0  # workers whose main has returned
         self._ended: set[int] = set()  # servers for which all workers are done or gone
         self._first = 0  # the worker that gives first values
-        self._leases = Leases(options.lease, transport.now())
+        self._leases = Leases(options.lease, -math.inf)
         leads = options.fault_tolerant and transport.rank == 0
         self._beat_s = self._leases.beat_s if leads else None
         self._coordinator = Coordinator.of(self._running) if transport.rank == 0 else None
@@ -101,8 +111,15 @@ class Server:
         self._resuming = resuming
         self._warn = warn
         self._stopping = Stopping(preemption)
+        self._watchdog: Watchdog | None = None
+        self._inspector: Inspector | None = None
         self._open = OpenSteps()
         self._layout: Layout | None = None
+
+    @property
+    def beat_s(self) -> float | None:
+        """A turn is wanted at least so often, message or not; None: with each message is enough."""
+        return self._beat_s
 
     @property
     def stopped(self) -> Stopped | None:
@@ -112,26 +129,59 @@ class Server:
         told = None if self._checkpoints is None else self._checkpoints.stopped
         return told or Stopped("the coordinator", 0, 0, None)
 
+    def watch(self, watchdog: Watchdog | None, processes: Sequence[Process | None] | None) -> None:
+        """Before ``serve``: what looks at this process, and, on the coordinator, at a run that
+        stands still; ``processes`` are those of all ranks."""
+        self._watchdog = watchdog
+        if self._transport.rank == 0 and processes is not None:
+            limits = self._options.stall, self._options.stall_abort
+            now_s = self._transport.now()
+            self._inspector = Inspector(
+                self._roles, self._run, self._outbox, *limits, processes, now_s
+            )
+            self._inspector.seats = self._seats
+
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
-        saving = self._checkpoints
         self._transport.connect([r for r in range(self._roles.size) if self._hears(r)])
-        came_in = True
-        while came_in:
-            while self._goes_on or self._is_saving():
-                busy = saving is not None and saving.busy
-                waits = [self._beat_s, WRITING_S if busy else None, self._stopping.watch_s]
-                patience = min((s for s in waits if s is not None), default=None)
-                message = self._transport.receive(self._intake.place, patience)
-                if saving is not None:
-                    self._advance_checkpoints(saving)
-                    if reason := self._stopping.news():
-                        self._stop(saving, f"{reason} at rank {self._transport.rank}")
-                if self._beat_s is not None:
-                    self._evict_silent(message)
-                if message is not None:
-                    self._take(*message)
-            came_in = self._options.fault_tolerant and self._end_together()
+        while not self.is_over:
+            message = self._transport.receive(self.place, self._patience_s)
+            if self._watchdog is not None:
+                self._watchdog.alive()
+            if self._inspector is not None:
+                self._inspect(self._inspector, message)
+            self.turn(message, self._transport.now(), self._stopping.news())
+        self.close()
+
+    def place(self, peer: int, header: Header) -> Buffer:
+        """Where the payload of a message is to be received."""
+        return self._intake.place(peer, header)
+
+    def turn(self, message: tuple[int, Header] | None, now_s: float, reason: str = "") -> None:
+        """Takes a message, if one has come; it is ``now_s``.
+
+        ``reason`` is why the run is to stop, if this rank was told so. What a server does and sends
+        follows from its turns and from what its writers say, and from nothing else: one that is
+        told the same does the same.
+        """
+        self._now_s = now_s
+        if self._checkpoints is not None:
+            self._advance_checkpoints(self._checkpoints)
+            if reason:
+                self._stop(self._checkpoints, f"{reason} at rank {self._transport.rank}")
+        if self._beat_s is not None:
+            self._evict_silent(message)
+        if message is not None:
+            self._take(*message)
+        if not self._goes_on and not self._is_saving():
+            self._end_together()
+
+    def forget_places(self) -> None:
+        """Payloads that have a place and have not been taken will come once more."""
+        self._intake.forget_places()
+
+    def close(self) -> None:
+        """All is over: raises ``ProtocolError`` where something was left undone."""
         if self._options.fault_tolerant:
             for reply in [] if self._shard is None else self._shard.give_up():
                 self._reply(reply)
@@ -143,8 +193,51 @@ class Server:
         if self._gradients.lent:
             raise ProtocolError(f"the run ended with {self._gradients.lent} buffers still in use")
 
+    @property
+    def _patience_s(self) -> float | None:
+        """How long this server waits for a message before it looks after something else."""
+        waits = [self._beat_s, self._stopping.watch_s]
+        if self._checkpoints is not None and self._checkpoints.busy:
+            waits.append(WRITING_S)
+        if self._inspector is not None:
+            waits.append(self._inspector.watch_s)
+        return min((seconds for seconds in waits if seconds is not None), default=None)
+
+    def _inspect(self, inspector: Inspector, message: tuple[int, Header] | None) -> None:
+        """On the coordinator: looks whether anything moves, and says what stands still."""
+        now = self._transport.now()
+        if message is not None:
+            inspector.heard(*message, now)
+        if not inspector.is_quiet(now):
+            return
+        running = sorted(self._running)
+        if not inspector.is_due(now, running) and not inspector.is_over(now):
+            return
+        assert self._coordinator is not None, "only it has an inspector"
+        some, whole = inspector.conclude(now, running, self._view(), *self._coordinator.waiting())
+        for line in whole:
+            self._sink.log(line)
+        self._warn("\n".join(some))
+
+    def _view(self) -> View:
+        """What this server knows of who waits for whom."""
+        if self._shard is None:
+            return View(missing=tuple(sorted(self._running - self._registrations.keys())))
+        return View.of(self._shard.unanswered(), self._shard.pushed())
+
+    def _say_doing(self) -> None:
+        """Tells the coordinator what this server is doing."""
+        told = Told("takes messages", tuple(traceback.format_stack()[:-2]), self._view())
+        payload = encode_json(told.record())
+        rank = self._transport.rank
+        header = Header(Kind.DOING, run=self._run, sequence=rank, nbytes=len(payload))
+        self._outbox.post(0, header, payload)
+
     def _take(self, peer: int, header: Header) -> None:
         """A whole message of ``peer`` has come."""
+        if header.kind is Kind.LOST and self._is_done:
+            self._ended.add(peer)
+            return
         if header.kind is Kind.LOST:
             self._lose_rank(peer)
             return
@@ -181,30 +274,25 @@ class Server:
             saving.give_up()
         return saving.busy
 
-    def _end_together(self) -> bool:
-        """Waits until all workers are done or gone for each server; True: one has come in.
+    def _end_together(self) -> None:
+        """All workers are done or gone here; ends when they are for each server.
 
         They do not learn of a loss at one time, and for those that go on, a server that ends is one
         that has died.
         """
         others = {rank for rank in self._roles.server_ranks if rank != self._transport.rank}
         done = Header(Kind.FINISH, run=self._run, sequence=self._admitting.number)
-        if self._transport.rank != 0:
-            others = {0}
-            self._outbox.post(0, done)
-        while not others <= self._ended:
-            message = self._transport.receive(self._intake.place)
-            assert message is not None, "without a timeout one comes"
-            if message[1].kind is Kind.LOST and self._transport.rank != 0:
-                self._ended.add(message[0])
-            else:
-                self._take(*message)
-            if self._running:
-                return True
-        if self._transport.rank == 0:
-            for server in sorted(others):
+        if not self._options.fault_tolerant:
+            self.is_over = True
+        elif self._transport.rank == 0:
+            self.is_over = others <= self._ended
+            for server in sorted(others if self.is_over else ()):
                 self._outbox.post(server, done)
-        return False
+        else:
+            if not self._is_done:
+                self._outbox.post(0, done)
+            self._is_done = True
+            self.is_over = 0 in self._ended
 
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
@@ -224,6 +312,12 @@ class Server:
             self._share(worker, payload)
         elif kind is Kind.ALIVE:
             return
+        elif kind is Kind.ASK:
+            self._say_doing()
+        elif kind is Kind.DOING:
+            if self._inspector is None:
+                raise ProtocolError("a rank says what it is doing, nobody has asked here")
+            self._inspector.answered(header.sequence, Told.from_payload(payload))
         elif kind is Kind.STOP:
             if self._checkpoints is None:
                 raise ProtocolError("a rank asks for a stop, this run has no checkpoints")
@@ -290,9 +384,7 @@ class Server:
     def _report_round(self, shard: Shard) -> None:
         """Tells the coordinator of a round that is complete here, where it waits for that."""
         complete = shard.complete_round()
-        committed = (
-            None if complete is None else self._rounds.report(complete, self._transport.now())
-        )
+        committed = None if complete is None else self._rounds.report(complete, self._now_s)
         if committed is not None:
             self._commit(committed)
 
@@ -300,7 +392,7 @@ class Server:
         shard = self._shard
         if shard is None:
             raise ProtocolError("a round is committed before the registration")
-        self._rounds.closed(self._transport.now())
+        self._rounds.closed(self._now_s)
         for reply in shard.commit(committed):
             self._reply(reply)
         if self._checkpoints is not None:
@@ -312,10 +404,9 @@ class Server:
         self, checkpoints: Checkpoints, shard: Shard, header: Header, payload: Any
     ) -> None:
         """What a message of a worker means for checkpoints, and what is due because of it."""
-        now = self._transport.now
-        for reply in checkpoints.see(shard, header, payload, now):
+        for reply in checkpoints.see(shard, header, payload, self._transport.now):
             self._reply(reply)
-        self._announce(checkpoints.announce(header, now()))
+        self._announce(checkpoints.announce(header, self._now_s))
 
     def _announce(self, cut: Announcement | None) -> None:
         if cut is None:
@@ -333,14 +424,14 @@ class Server:
             return
         self._sink.log(f"asked to stop by {reason}")
         self._admitting.close()
-        self._announce(checkpoints.stop(reason, self._transport.now()))
+        self._announce(checkpoints.stop(reason, self._now_s))
 
     def _advance_checkpoints(self, checkpoints: Checkpoints) -> None:
         before = checkpoints.stopped
         reports, said = checkpoints.advance()
         if said is not None:
             self._sink.log(said)
-            self._announce(checkpoints.due(self._transport.now()))  # it may have waited for this
+            self._announce(checkpoints.due(self._now_s))  # it may have waited for this
         if checkpoints.stopped is not None and before is None:
             for worker in sorted(self._running):
                 header = Header(Kind.STOPPED, run=self._run, worker=worker)
@@ -353,8 +444,7 @@ class Server:
     def _hears(self, rank: int) -> bool:
         """Whether this server listens to ``rank``: to workers, and the coordinator to all."""
         mine = self._transport.rank
-        leads = rank == 0 and self._options.fault_tolerant
-        return rank != mine and (mine == 0 or leads or not self._roles.is_server(rank))
+        return rank != mine and (0 in (mine, rank) or not self._roles.is_server(rank))
 
     def _settle(self, shard: Shard, end: Header, payload: Any) -> None:
         """A worker's open step has ended: its chunks are pushes now, or empty ones."""
@@ -399,13 +489,13 @@ class Server:
 
     def _evict_silent(self, message: tuple[int, Header] | None) -> None:
         """Shuts out workers that say nothing for longer than their lease."""
-        now = self._transport.now()
+        now_s = self._now_s
         if message is not None and not self._roles.is_server(message[0]):
             seat, header = self._seats.seat_of(message[0]), message[1]
             if seat is not None and seat.incarnation == header.incarnation:
                 clock = header.clock if header.kind in PUSH_KINDS else 0
-                self._leases.heard(seat.worker, clock, now)
-        for worker, silent_s in self._leases.over(self._running, now).items():
+                self._leases.heard(seat.worker, clock, now_s)
+        for worker, silent_s in self._leases.over(self._running, now_s).items():
             rank = self._seats.rank_of(worker)
             self._outbox.tell(worker, Header(Kind.FENCED, run=self._run, worker=worker))
             self._lose_worker(
@@ -496,6 +586,7 @@ class Server:
         is_alone = not self._running
         self._running.add(worker)
         self._ended.clear()
+        self._is_done = False
         self._rounds.admit(number)
         for reply in shard.admit(worker, clock):
             self._reply(reply)
@@ -507,7 +598,7 @@ class Server:
         past = Past()
         if self._coordinator is not None:
             self._warn(f"{said}; {len(self._running)} workers go on")
-            self._leases.heard(worker, 0, self._transport.now())
+            self._leases.heard(worker, 0, self._now_s)
             self._coordinator.admit(worker, clock)
             past = self._coordinator.past_of(worker)
         self._answer_registration(worker, clock, control.past_record(past))

@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from psgrad import errors
+from psgrad import errors, processes
 from psgrad.checkpoint.store import Store
 from psgrad.checkpoint.writer import ThreadWriter, Writer
-from psgrad.committing import Committing
 from psgrad.crash import describe, exit_status, say, warn
-from psgrad.cuts import CutPlan
 from psgrad.errors import ConfigError, Preempted, PsgradError, RankLostError
 from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
@@ -34,19 +33,22 @@ from psgrad.metrics import Silent, Sink
 from psgrad.numbering import Numbering
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
+from psgrad.placement import SPREAD, order
 from psgrad.preemption import DEFAULT, Preemption
+from psgrad.processes import Process
 from psgrad.record import Recorder
 from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
-from psgrad.saving import Checkpoints, ServerSaving
 from psgrad.schedules import Constant, Schedule
 from psgrad.seats import Seat
-from psgrad.server import Server
+from psgrad.serving import Serving
 from psgrad.shard import Shard
 from psgrad.standby import Standby, work
 from psgrad.transport import Transport
 from psgrad.transport.mpi import MpiTransport
+from psgrad.transport.rerouted import Rerouted
 from psgrad.version import __version__
+from psgrad.watchdog import Watchdog
 from psgrad.worker import Worker
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def run(
     main: Callable[[Worker], T],
     *,
     servers: int = 1,
+    placement: str = SPREAD,
     staleness: int | None = 0,
     optimizer: Optimizer | None = None,
     schedule: Schedule | None = None,
@@ -80,6 +83,7 @@ def run(
     lease: float = 30.0,
     rejoin: bool = False,
     spares: int = 0,
+    replicas: int = 0,
     checkpoint_dir: str = "",
     checkpoint_every: str = "",
     checkpoint_keep: int = 2,
@@ -88,6 +92,8 @@ def run(
     stop_signals: Sequence[str] = DEFAULT,
     walltime_margin: float = 0.0,
     ends_at: float = 0.0,
+    stall: float = 60.0,
+    stall_abort: float = 0.0,
     comm: MPI.Intracomm | None = None,
 ) -> T | None:
     """Runs ``main(worker)`` on every worker rank and serves parameters on the others.
@@ -95,6 +101,9 @@ def run(
     Every rank of ``comm`` (default COMM_WORLD; it is duplicated, not taken) calls it with the same
     arguments. Returns main's value on workers and None on servers, when all workers are done.
     MPI is started if it does not run yet, and is never finalised here.
+
+    ``placement`` says which ranks the ``servers`` are: ``"spread"``, one of each node in turn, or
+    ``"first"``, those that MPI numbers first.
 
     ``staleness`` is the bound s: 0 synchronous, a number bounded staleness, None asynchronous.
     In synchronous mode a step is one update with the mean of all gradients, weighted by samples;
@@ -118,7 +127,9 @@ def run(
     their steps. The last ``spares`` ranks wait until a worker is lost: then main is called there,
     with a worker that has its index. With ``rejoin`` so is it again on a rank that was shut out and
     is awake. Such a worker has an ``incarnation`` above 0, the parameters of now, and the clock
-    that the others have come to.
+    that the others have come to. With ``replicas`` 1
+    each server has a replica on the rank of another one, so any one server may die as well: no push
+    that was answered is lost. It needs at least 2 servers.
 
     With ``checkpoint_every``, a number of steps such as ``"500"`` or of seconds such as ``"600s"``,
     the servers write checkpoints to ``checkpoint_dir`` while training goes on, of which the last
@@ -135,6 +146,9 @@ def run(
     job with status 75. So does the end of the walltime, ``walltime_margin`` seconds before the unix
     time ``ends_at`` (of Slurm: ``SLURM_JOB_END_TIME``), where both are given.
 
+    Where nothing has moved for ``stall`` seconds, the coordinator reports who waits for whom, and
+    what each rank is doing; 0: never. After ``stall_abort`` seconds it ends the job; 0: never.
+
     Raises ``ConfigError`` on every rank alike, before main runs, for a value out of range or
     arguments that differ between ranks. An exception in main ends the whole job.
     """
@@ -142,6 +156,7 @@ def run(
         return session.run(
             main,
             servers=servers,
+            placement=placement,
             staleness=staleness,
             optimizer=SGD() if optimizer is None else optimizer,
             schedule=Constant() if schedule is None else schedule,
@@ -161,6 +176,7 @@ def run(
             lease=lease,
             rejoin=rejoin,
             spares=spares,
+            replicas=replicas,
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
             checkpoint_keep=checkpoint_keep,
@@ -169,6 +185,8 @@ def run(
             stop_signals=stop_signals,
             walltime_margin=walltime_margin,
             ends_at=ends_at,
+            stall=stall,
+            stall_abort=stall_abort,
         )
 
 
@@ -184,12 +202,16 @@ class Session:
         report: Callable[[str], None] = say,
         warn: Callable[[str], None] = warn,
         writer: Callable[[], Writer[dict[str, Any]]] = ThreadWriter,
+        inspects: bool | None = None,
     ) -> None:
         """``shard`` is what servers keep parameters in: a checked one, for instance. ``report``
         takes the line that says why this rank ends the job, ``warn`` what goes wrong and does not
-        end it. ``writer`` makes what writes files beside the run."""
-        self._real = transport is None  # whether this process is one rank, and signals are its own
+        end it. ``writer`` makes what writes files beside the run. ``inspects``: whether somebody
+        looks for a run that stands still; by default where ranks are real."""
         self.transport: Transport = MpiTransport(comm) if transport is None else transport
+        # Whether this process is one rank, and its signals are its own.
+        self._real = isinstance(self.transport, MpiTransport)
+        self._inspects = self._real if inspects is None else inspects
         self._shard = shard
         self._report = report
         self._warn = warn
@@ -206,6 +228,10 @@ class Session:
             self.transport.close()
         elif issubclass(kind, Preempted):
             self.transport.close(kind.exit_status)
+
+    def hush(self) -> None:
+        """From now on only what ends the job is said, not what goes wrong beside it."""
+        self._warn = _nothing
 
     @property
     def rank(self) -> int:
@@ -261,6 +287,19 @@ class Session:
         """Rank 0's ``text``, on every rank. Collective."""
         return self.transport.exchange(text.encode() if self.rank == 0 else b"")[0].decode()
 
+    def place(self, servers: int, placement: str) -> None:
+        """Orders the ranks so that the first ``servers`` are where ``placement`` wants servers.
+
+        Collective. ``rank`` may be another one then than MPI's; rank 0 stays what it is. Where a
+        transport was handed in that is not MPI's, its order stays.
+        """
+        if not isinstance(self.transport, MpiTransport) or servers == 1:
+            return
+        hosts = self.transport.exchange(self.transport.host.encode())
+        wanted = order([host.decode() for host in hosts], servers, placement)
+        if wanted != list(range(self.size)):
+            self.transport = self.transport.reordered(wanted)
+
     def run(
         self,
         main: Callable[[Worker], T],
@@ -268,17 +307,41 @@ class Session:
         sink: Sink | None = None,
         recorder: Recorder | None = None,
         ends_at: float = 0.0,
+        stacks: IO[str] | None = None,
         **options: Any,
     ) -> T | None:
         """``psgrad.run`` within this session.
 
-        ``sink`` takes a server's log lines, ``recorder`` what a replay of the run needs.
+        ``sink`` takes a server's log lines, ``recorder`` what a replay of the run needs, ``stacks``
+        (by default stderr) that of a process which is not in psgrad when nothing moves.
         """
         chosen = self.agree(lambda: Options(**options))
         roles = self.agree(lambda: chosen.roles(self.size))
         self.compare(chosen.describe())
-        with self._outside(chosen, ends_at) as preemption:
-            return self._run(main, chosen, roles, preemption, sink or Silent(), recorder)
+        self.place(chosen.servers, chosen.placement)
+        with (
+            self._outside(chosen, ends_at) as preemption,
+            self._beside(chosen, roles, stacks or sys.stderr) as watchdog,
+        ):
+            return self._run(main, chosen, roles, preemption, watchdog, sink or Silent(), recorder)
+
+    def _beside(
+        self, options: Options, roles: Roles, stacks: IO[str]
+    ) -> AbstractContextManager[Watchdog | None]:
+        """What looks at this process while it is not in psgrad; not at servers with replicas."""
+        hosts = options.replicas and roles.is_server(self.rank)
+        if hosts or not (self._real and options.stall):
+            return nullcontext()
+        return Watchdog(options.stall, stacks)
+
+    def _processes(self, options: Options) -> list[Process | None] | None:
+        """Those of all ranks, where somebody wants to know. Collective."""
+        if options.replicas or not (self._inspects and options.stall):
+            return None
+        mine = list(processes.myself()) if self._real else None
+        blobs = self.transport.exchange(json.dumps(mine).encode())
+        said = [json.loads(blob) for blob in blobs]
+        return [None if process is None else Process(*process) for process in said]
 
     def _outside(
         self, options: Options, ends_at: float
@@ -286,8 +349,7 @@ class Session:
         """What may ask this rank to stop: a run without checkpoints ends by signals as ever."""
         if not (self._real and options.checkpoints.every):
             return nullcontext()
-        known = ends_at if self.rank == 0 else 0.0  # one rank is enough
-        return Preemption(options.stop_signals, known, options.walltime_margin)
+        return Preemption(options.stop_signals, ends_at, options.walltime_margin)
 
     def _run(
         self,
@@ -295,22 +357,25 @@ class Session:
         chosen: Options,
         roles: Roles,
         preemption: Preemption | None,
+        watchdog: Watchdog | None,
         sink: Sink,
         recorder: Recorder | None,
     ) -> T | None:
-        resuming, checkpoints = self._checkpoints(chosen, roles)
+        resuming = self._resuming(chosen, roles)
         run_id = int(self.first(str(uuid.uuid4().int >> 64)))
         hosts = self.transport.exchange(self.transport.host.encode())
         roles = dataclasses.replace(roles, hosts=tuple(host.decode() for host in hosts))
         if chosen.compression.push or chosen.compression.pull:
             self._load_kernels(hosts)
+        # A recorded run has to be one that a replay can repeat: nobody asks ranks in between.
+        inspected = None if recorder is not None else self._processes(chosen)
         comm = self.transport.subgroup(list(roles.worker_ranks))
         if chosen.fault_tolerant:
             self.transport.tolerate()
         value: T | None = None
         try:
             if roles.is_server(self.rank):
-                server = Server(
+                serving = Serving(
                     self.transport,
                     roles,
                     chosen,
@@ -318,20 +383,24 @@ class Session:
                     sink,
                     self._shard,
                     recorder,
-                    checkpoints,
                     resuming,
                     self._warn,
+                    self._writer,
                     preemption,
+                    watchdog,
+                    inspected,
                 )
-                server.serve()
-                stopped = server.stopped
+                stopped, speaks = serving.serve()
             else:
+                carrier: Transport = self.transport
+                if chosen.replicas:
+                    carrier = Rerouted(carrier, roles.servers)
                 numbering = Numbering()
 
                 def begin(seat: Seat) -> Worker:
                     group = None if seat.incarnation else comm
                     return Worker(
-                        self.transport,
+                        carrier,
                         roles,
                         chosen,
                         run_id,
@@ -339,52 +408,41 @@ class Session:
                         recorder,
                         resuming,
                         preemption,
+                        watchdog,
                         seat,
                         numbering,
                     )
 
-                standby = Standby(self.transport, roles, run_id, numbering)
+                standby = Standby(carrier, roles, run_id, numbering)
                 spare = self.rank in roles.spare_ranks
                 seat = None if spare else Seat(roles.worker_of(self.rank))
                 value, stopped = work(main, begin, standby, seat, chosen.rejoin)
+                speaks = False
         except BaseException as error:
             if chosen.fault_tolerant and self._is_own(error, roles):
                 self._end_worker(error, roles)
             self._end_job(error, roles)
         if stopped is not None:
             preempted = stopped.error
-            preempted.spokesman = self.rank == 0
-            if chosen.fault_tolerant and not preempted.spokesman:
+            preempted.spokesman = speaks
+            if chosen.fault_tolerant and not speaks:
                 # No MPI_Finalize holds ranks back, and the first that ends takes the others along.
                 self.transport.sleep(SPOKESMAN_S)
             raise preempted
         return value
 
-    def _checkpoints(
-        self, options: Options, roles: Roles
-    ) -> tuple[Resuming | None, Checkpoints | None]:
-        """The checkpoint to go on from, and, on servers, how new ones are made. Collective."""
+    def _resuming(self, options: Options, roles: Roles) -> Resuming | None:
+        """The checkpoint to go on from, if one is; tries the folder of new ones. Collective."""
         wanted = options.checkpoints
         found = self.agree(lambda: find(wanted) if self.rank == 0 else Found())
         path = self.first(found.path)
         for line in found.said:
             self._warn(line)
-        together = options.staleness == 0
         resuming = self.agree(lambda: open_checkpoint(path, options, roles) if path else None)
         store = Store(Path(wanted.folder), wanted.keep)
-        if not wanted.every:
-            return resuming, None
-        self.agree(lambda: store.prepare() if self.rank == 0 else None)
-        if not roles.is_server(self.rank):
-            return resuming, None
-        committing = None
-        if self.rank == 0:
-            number = 0 if resuming is None else resuming.number
-            plan = CutPlan(wanted.every, options.staleness, {}, number)
-            writer = self._writer()
-            committing = Committing(store, writer, plan, roles.servers, self._warn)
-        saving = ServerSaving(store, self._writer(), self.rank)
-        return resuming, Checkpoints(saving, committing, together)
+        if wanted.every:
+            self.agree(lambda: store.prepare() if self.rank == 0 else None)
+        return resuming
 
     def _load_kernels(self, hosts: Sequence[bytes]) -> None:
         """Before anything is timed, and first on one rank of each host: it may have to compile."""
@@ -421,6 +479,10 @@ class Session:
         status = exit_status(error)
         self.transport.abort(status)
         raise SystemExit(status)
+
+
+def _nothing(_text: str) -> None:
+    """Says nothing."""
 
 
 def _by_value(values: Sequence[str]) -> str:

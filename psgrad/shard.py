@@ -281,6 +281,21 @@ class Shard:
         """Why each unanswered message has no answer yet, in words."""
         return waiting.blocked(self.chunks.values(), self._marks, self._live, self.rules.bound)
 
+    def unanswered(self) -> list[waiting.Wait]:
+        """Each message that has no answer yet, and whom it waits for."""
+        marks, bound = self._marks, self.rules.bound
+        return waiting.unanswered(self.chunks.values(), marks, self._live, bound)
+
+    def pushed(self) -> dict[int, tuple[int, int]]:
+        """Of each worker that pushes, the last clock that has come of all its chunks here, and of
+        any of them."""
+        clocks: dict[int, list[int]] = {}
+        for state in self.chunks.values():
+            for worker, clock in state.clocks.items():
+                came = clock + len(state.parked.get(worker, ()))
+                clocks.setdefault(worker, []).append(came)
+        return {worker: (min(came), max(came)) for worker, came in clocks.items()}
+
     def waiting(self) -> dict[int, set[int]]:
         """Workers that wait for others to go on, and for whom."""
         waits = waiting.for_pushes(self.chunks.values(), self.rules.bound)

@@ -21,6 +21,8 @@ def opening(config: Config, worker: Worker, folder: Path) -> str:
         mode += f", {_count(config.local_steps, 'local step')}"
     if config.aggregate != "mean":
         mode += f", {config.aggregate}"
+    if config.precision != "float32":
+        mode += f", {config.precision}"
     if config.elastic:
         mode += f", elastic {config.elastic:g}"
     return (
@@ -64,6 +66,7 @@ def closing(
         "staleness_max": max(stats["staleness_max"] for stats in servers),
         **(local if config.local else {}),
         **({"aggregate": config.aggregate} if config.aggregate != "mean" else {}),
+        **({"precision": config.precision} if config.precision != "float32" else {}),
         "workers": worker.size,
         **({"workers_lost": sorted(worker.lost)} if config.fault_tolerant else {}),
         **_newcomers(worker),

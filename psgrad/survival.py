@@ -7,6 +7,7 @@ of each chunk for itself
 - that no push was applied twice, and of each worker its first ones without a gap;
 - that all pushes of the workers that live were applied, and of those that died, all that had been
   answered;
+- where servers have replicas, that these have applied the same, in the same order;
 - in sync mode, that each round was closed with the same workers on all chunks;
 - with plain SGD and float32, that the parameters at the end are the initial ones less the rate
   times the sum of what was applied: nothing else, and nothing of it half.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -25,7 +26,6 @@ from numpy.typing import NDArray
 
 from psgrad.chunk_state import ChunkState, Push
 from psgrad.invariants import InvariantError
-from psgrad.kernels.hashing import stream
 from psgrad.layout import Chunk, Float32
 from psgrad.scenario import LEARNING_RATE, Scenario
 from psgrad.seats import Seat
@@ -46,11 +46,12 @@ class Fates:
     die_at_once: Sequence[int]
     freezes: int | None
     computes_long: int | None
+    cut_off: Collection[int] = ()  # may be shut out: a split parts them from the coordinator
 
     @classmethod
     def of(cls, scenario: Scenario) -> Fates:
         """Which workers: an order that follows from the seed, and they in turn."""
-        order = sorted(range(scenario.workers), key=lambda w: stream(scenario.seed, 0xDEAD, w))
+        order = scenario.fated
         count = len(scenario.deaths)
         die = dict(zip(order, scenario.deaths, strict=False))
         rest = order[count:]
@@ -58,19 +59,23 @@ class Fates:
         at_once = [rest.pop(0) for _ in range(min(2, len(rest) - 1))] if scenario.death_s else []
         freezes = rest.pop(0) if scenario.freeze and len(rest) > 1 else None
         long = rest.pop(0) if scenario.freeze and rest else None
-        return cls(die, at_once, freezes, long)
+        behind = scenario.behind if scenario.lease_s else ()
+        cut_off = {r - scenario.servers for r in behind if r >= scenario.servers}
+        return cls(die, at_once, freezes, long, cut_off)
 
     @property
     def doomed(self) -> set[int]:
         """Workers that may be gone at the end."""
         frozen = set() if self.freezes is None else {self.freezes}
-        return {*self.die, *self.die_at_once, *frozen}
+        return {*self.die, *self.die_at_once, *frozen, *self.cut_off}
 
 
 def kills(scenario: Scenario) -> list[Kill]:
     """The deaths of a scenario, for its simulation."""
     fates, servers = Fates.of(scenario), scenario.servers
     by_call = [Kill(servers + w, call=n, tolerated=True) for w, n in fates.die.items()]
+    if scenario.server_death:
+        by_call.append(Kill(scenario.victim, call=scenario.server_death, tolerated=True))
     at_s = scenario.death_s
     return by_call + [Kill(servers + w, at_s=at_s, tolerated=True) for w in fates.die_at_once]
 
@@ -87,8 +92,28 @@ class Books:
     left: dict[Seat, int] = field(default_factory=dict)  # worker -> its last clock, all of it
     began: dict[Seat, int] = field(default_factory=dict)  # worker -> clock before its first push
     woken: set[Seat] = field(default_factory=set)  # workers that were frozen
-    applied: dict[int, list[Applied]] = field(default_factory=lambda: defaultdict(list))
+    copies: dict[int, dict[Shard, list[Applied]]] = field(default_factory=lambda: defaultdict(dict))
+    """By chunk and by shard: where servers have replicas, two shards have a chunk."""
     chunks: dict[int, Chunk] = field(default_factory=dict)
+
+    def of(self, chunk: int, shard: Shard) -> list[Applied]:
+        """What this shard has applied to a chunk; to be added to."""
+        return self.copies[chunk].setdefault(shard, [])
+
+    @property
+    def applied(self) -> dict[int, list[Applied]]:
+        """By chunk; what a server that died has applied, its replica has."""
+        return {chunk: max(copies.values(), key=len) for chunk, copies in self.copies.items()}
+
+    def check_copies(self, servers_died: int) -> None:
+        """Raises ``InvariantError`` where two shards have applied something else to a chunk."""
+        for chunk, copies in self.copies.items():
+            longest = max(copies.values(), key=len)
+            for copy in copies.values():
+                if copy != longest[: len(copy)]:
+                    raise InvariantError(f"chunk {chunk} and its replica have applied other pushes")
+            if sum(len(copy) < len(longest) for copy in copies.values()) > servers_died:
+                raise InvariantError(f"the replica of chunk {chunk} has not applied all pushes")
 
 
 class Booking(Shard):
@@ -100,7 +125,7 @@ class Booking(Shard):
         self.books.chunks[state.chunk.index] = state.chunk
         headers = [push.header for push in pushes]
         applied = tuple((Seat(h.worker, h.incarnation), h.clock) for h in headers)
-        self.books.applied[state.chunk.index].append(applied)
+        self.books.of(state.chunk.index, self).append(applied)
         super()._apply(state, pushes, position)
 
 
@@ -110,7 +135,11 @@ def booked(shard: type[Shard], books: Books) -> type[Shard]:
 
 
 def check(
-    scenario: Scenario, books: Books, ends: Mapping[Seat, Float32], warnings: Sequence[str]
+    scenario: Scenario,
+    books: Books,
+    ends: Mapping[Seat, Float32],
+    warnings: Sequence[str],
+    servers_died: int = 0,
 ) -> list[str]:
     """What was compared; ``ends`` are the parameters of each worker that has come to the end.
 
@@ -122,11 +151,13 @@ def check(
         raise InvariantError(f"workers {sorted(gone - fates.doomed)} are gone and should not be")
     died = books.began.keys() - ends.keys()
     newcomers = {seat for seat in books.began if seat.incarnation}
-    for seat in set() if scenario.freeze_s else books.woken:
-        rank = scenario.servers + seat.worker
-        fenced = any(f"rank {rank} " in said and "FencedError" in said for said in warnings)
-        if not fenced or seat in ends:
-            raise InvariantError(f"worker {seat.worker} was frozen and is not shut out")
+    fenced = {w for w in range(scenario.workers) if _is_fenced(scenario.servers + w, warnings)}
+    if not scenario.freeze_s:  # else it may have come back, or not have been missed
+        for seat in books.woken:
+            if seat.worker not in fenced or seat in ends:
+                raise InvariantError(f"worker {seat.worker} was frozen and is not shut out")
+        if unsaid := gone - fenced - {*fates.die, *fates.die_at_once}:
+            raise InvariantError(f"workers {sorted(unsaid)} are gone and nobody said why")
     first = min(ends)
     for worker, params in ends.items():
         if params.tobytes() != ends[first].tobytes():
@@ -134,6 +165,9 @@ def check(
                 f"{_name(worker)} and {_name(first)} end with different parameters"
             )
     compared = ["survivors"]
+    if scenario.replicas:
+        books.check_copies(servers_died)
+        compared += ["replicas", "failover"] if servers_died else ["replicas"]
     if scenario.bound == 0:
         if len({tuple(applied) for applied in books.applied.values()}) > 1:
             raise InvariantError("a round was closed with other workers on one chunk than another")
@@ -147,9 +181,15 @@ def check(
         compared.append("deaths")
     if books.woken:
         compared.append("fenced")
+    if fenced - {seat.worker for seat in books.woken}:
+        compared.append("cut off")
     if newcomers & ends.keys():
         compared.append("newcomers")
     return compared
+
+
+def _is_fenced(rank: int, warnings: Sequence[str]) -> bool:
+    return any(f"rank {rank} " in said and "FencedError" in said for said in warnings)
 
 
 def _check_order(books: Books, chunk: int, applied: Sequence[Applied], died: set[Seat]) -> None:

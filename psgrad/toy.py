@@ -60,6 +60,7 @@ class Played:
     warnings: list[str] = field(default_factory=list)
     ends: dict[Seat, Float32] = field(default_factory=dict)  # by worker, of those that came there
     books: Books = field(default_factory=Books)
+    servers_died: int = 0
 
 
 class Place:
@@ -136,6 +137,7 @@ def play(
                 lease=scenario.lease_s or 30.0,
                 rejoin=scenario.freeze_s > 0,
                 spares=scenario.spares,
+                replicas=scenario.replicas,
                 checkpoint_dir="" if checkpoints is None else str(checkpoints),
                 checkpoint_every="" if checkpoints is None else scenario.checkpoints,
                 checkpoint_keep=ALL,
@@ -145,12 +147,14 @@ def play(
     said = simulation.run(program)[scenario.servers :]
     told = [value for value in said if value is not None]
     ends = {value.seat: value.params for value in told}
-    return Played(told, simulation.now_s, simulation.messages, warnings, ends, books)
+    died = sum(rank < scenario.servers for rank in simulation.killed)
+    return Played(told, simulation.now_s, simulation.messages, warnings, ends, books, died)
 
 
 def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
     """The main of a worker."""
     params = worker.register(scenario.arrays())
+    fates = Fates.of(scenario)
     names = list(params)
     seat = Seat(worker.rank, worker.incarnation)
     books.began[seat] = worker.clock
@@ -171,7 +175,8 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
         flat = np.concatenate([params[name] for name in names])
         _compute(scenario, worker, step, compute.seconds(worker.rank, step), books)
         same = flat.tobytes() == b"".join(params[name].tobytes() for name in names)
-        if not same and seat not in books.woken:  # others have gone on without it
+        apart = seat in books.woken or worker.rank in fates.cut_off
+        if not same and not apart:  # others may go on without it
             raise InvariantError(f"parameters of worker {worker.rank} changed while it computed")
         place.step = step
         grad = scenario.gradient(worker.rank, step, flat)
@@ -194,8 +199,9 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
     books.left[seat] = worker.clock
     worker.barrier()
     if scenario.has_losses:
-        # What had left of the dead comes, or not, at one server or another.
-        _sleep(scenario, worker, SETTLED_S)
+        # What had left of the dead comes, or not, at one server or another; behind a split later.
+        healed_s = scenario.split_s + scenario.split_for_s if scenario.behind else 0.0
+        _sleep(scenario, worker, SETTLED_S + max(0.0, healed_s - worker.now()))
     worker.pull(dense=True)
     told.updates = worker.updates
     worker.barrier()

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from psgrad import aggregate, faults, outer, preemption, runfolder
+from psgrad import aggregate, faults, loss_scale, outer, preemption, runfolder
 from psgrad.checkpointing import AUTO
 from psgrad.codecs import Compression
 from psgrad.compute import load_data
 from psgrad.config import Config, Source, Tables, resolve
 from psgrad.cuts import Every
 from psgrad.data import DatasetOptions
+from psgrad.errors import ConfigError
+from psgrad.kernels import gpus
 from psgrad.kernels import load as load_kernels
 from psgrad.metrics import Journal
 from psgrad.models import MODELS
 from psgrad.optimizers import OPTIMIZERS
-from psgrad.options import check_chunk_bytes
+from psgrad.options import check_chunk_bytes, check_replicas, check_stall
 from psgrad.outer import OUTER
 from psgrad.pace import Pace
+from psgrad.placement import Seat, bind_gpus
 from psgrad.progress import Progress
 from psgrad.record import Recorder
 from psgrad.roles import Roles
 from psgrad.schedules import SCHEDULES
 from psgrad.session import Session
 from psgrad.trainer import Trainer
+from psgrad.transport import Transport
 from psgrad.version import __version__
 from psgrad.worker import Worker
 
@@ -55,9 +60,12 @@ def configure(sources: list[Source]) -> Config:
     check_chunk_bytes(config.chunk_bytes)
     Compression.of(config.codec, config.pull_codec, config.feedback, config.zstd)
     Every.parse(config.checkpoint_every)
+    loss_scale.parse(config.loss_scale, config.precision)
     preemption.check(config.stop_signals)
+    check_stall(config.stall, config.stall_abort)
     aggregate.check(config.aggregate, config.bound, config.feedback)
     outer.check(config)
+    check_replicas(config.replicas, config.servers, config.fault_tolerant, config.shared_memory)
     return config
 
 
@@ -67,12 +75,16 @@ def train(
     terminal: bool = False,
     about: Mapping[str, Any] = NOTHING,
     comm: MPI.Intracomm | None = None,
+    transport: Transport | None = None,
     ends_at: float = 0.0,
 ) -> None:
-    """Trains as one rank of ``comm``. ``configuration`` is called once the ranks can agree on its
-    errors; ``stamp``, a date and time, names the run folder; ``terminal``: a person looks on;
-    ``ends_at`` is the unix time at which the job is ended, 0 where nobody knows."""
-    with Session(comm) as session:
+    """Trains as one rank of ``comm``, or of ``transport`` where there is one already.
+
+    ``configuration`` is called once the ranks can agree on its errors; ``stamp``, a date and time,
+    names the run folder; ``terminal``: a person looks on; ``ends_at`` is the unix time at which the
+    job is ended, 0 where nobody knows.
+    """
+    with Session(comm, transport=transport) as session:
         train_in(session, configuration, stamp, terminal, about=about, ends_at=ends_at)
 
 
@@ -95,6 +107,9 @@ def train_in(
     """
     config = session.agree(configuration)
     session.compare(config.flat())
+    if config.log_level == "error":
+        session.hush()
+    quiet = config.log_level in ("error", "warning")
     if config.resume == AUTO:
         # Rank 0 alone looks: the others may see the folder a moment later.
         done = (runfolder.finished(config) if session.rank == 0 else None) or ""
@@ -103,9 +118,11 @@ def train_in(
                 runfolder.say_finished(config, done)
             return
     roles = session.agree(lambda: Roles(session.size, config.servers, spares=config.spares))
+    session.place(config.servers, config.placement)
     planted = session.agree(lambda: [faults.parse(text, roles) for text in config.inject])
     loaded = session.agree(lambda: load_data(config, roles, session.rank))
-    kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank)))
+    gpu = _gpu(session, config, roles)
+    kernels = session.agree(lambda: load_kernels(_device(config, roles, session.rank), gpu))
     made = session.agree(lambda: runfolder.create(config, stamp) if session.rank == 0 else Path())
     folder = Path(session.first(str(made)))
     first_worker = session.rank == roles.rank_of(0)
@@ -115,19 +132,37 @@ def train_in(
 
     def main(worker: Worker) -> None:
         assert loaded is not None, "workers have data"
-        style = config.progress if first_worker else "off"
+        style = config.progress if first_worker and not quiet else "off"
         if style == "auto":
             style = "line" if terminal else "plain"
         progress = Progress(sys.stderr, style, worker.now)
         trainer = Trainer(
-            config, worker, loaded, kernels, planted, folder, journal, progress, pace, show or _show
+            config,
+            worker,
+            loaded,
+            kernels,
+            planted,
+            folder,
+            journal,
+            progress,
+            pace,
+            _hide if quiet else show or _show,
         )
         trainer.run(session.rank)
 
     with ExitStack() as stack:
         now = session.transport.now
         journal = stack.enter_context(
-            closing(Journal(folder, name, now, metrics=metrics, append=bool(config.resume)))
+            closing(
+                Journal(
+                    folder,
+                    name,
+                    now,
+                    metrics=metrics,
+                    append=bool(config.resume),
+                    echo=sys.stderr if config.log_level == "debug" else None,
+                )
+            )
         )
         recorder = None
         if config.record:
@@ -138,6 +173,7 @@ def train_in(
         session.run(
             main,
             servers=config.servers,
+            placement=config.placement,
             staleness=config.bound,
             **_of_servers(config),
             chunk_bytes=config.chunk_bytes,
@@ -154,6 +190,7 @@ def train_in(
             lease=config.lease,
             spares=config.spares,
             rejoin=config.rejoin,
+            replicas=config.replicas,
             checkpoint_dir=config.checkpoint_dir or written,
             checkpoint_every=config.checkpoint_every,
             checkpoint_keep=config.checkpoint_keep,
@@ -161,6 +198,9 @@ def train_in(
             aggregate=config.aggregate,
             stop_signals=config.stop_signals,
             walltime_margin=config.walltime_margin,
+            stall=config.stall,
+            stall_abort=config.stall_abort,
+            stacks=journal.file,
             ends_at=ends_at,
             sink=journal,
             recorder=recorder,
@@ -183,6 +223,29 @@ def _of_servers(config: Config) -> dict[str, Any]:
 
 def _device(config: Config, roles: Roles, rank: int) -> str:
     return "cpu" if roles.is_server(rank) else config.device
+
+
+def _gpu(session: Session, config: Config, roles: Roles) -> int | None:
+    """Which GPU this rank works on, of those that it sees. Collective.
+
+    Raises ``ConfigError`` on all ranks alike where one would be taken twice.
+    """
+    ids: tuple[str, ...] = ()
+    # Simulated ranks are in one process and have whatever it has.
+    if _device(config, roles, session.rank) != "cpu" and not config.simulate:
+        with suppress(ConfigError):  # there is none: whether that will do, load_kernels says
+            ids = gpus()
+    mine = json.dumps([session.transport.host, ids]).encode()
+    told = [json.loads(blob) for blob in session.transport.exchange(mine)]
+    seats = [
+        Seat(host, gpus=tuple(seen), server=roles.is_server(rank))
+        for rank, (host, seen) in enumerate(told)
+    ]
+    return session.agree(lambda: bind_gpus(seats, config.gpu_share))[session.rank]
+
+
+def _hide(_text: str) -> None:
+    """For nobody: the run folder has it."""
 
 
 def _show(text: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from psgrad import faults, runfolder, stored, summary
+from psgrad import faults, loss_scale, runfolder, summary
 from psgrad.compute import Compute, WorkerData
 from psgrad.config import Config
 from psgrad.crash import FORWARD_S
@@ -22,71 +22,11 @@ from psgrad.metrics import Sink, to_json
 from psgrad.models.hooks import Hooks
 from psgrad.pace import Pace
 from psgrad.progress import Progress, Snapshot
+from psgrad.tally import Tally
 from psgrad.worker import Worker
-
-SMOOTHING: Final = 0.9  # of loss and accuracy in the progress line
 
 Steps: TypeAlias = Iterable[tuple[int, list[IndexArray]]]
 """(epoch, micro-batches) of each step."""
-
-
-class Tally:
-    """What a worker counts of its training; a part of its checkpoints."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.steps = 0  # those with a gradient, of which several may be one push
-        self.samples = 0
-        self.loss = 0.0  # smoothed, as is accuracy
-        self.accuracy = 0.0
-        self._worker = worker
-        self._in_step = False  # whether a step was added, so that a push begins or is done
-        self._before = -worker.clock  # pushes of the runs before, less the clock at the start
-
-    @property
-    def pushes(self) -> int:
-        """How many steps were pushed."""
-        return self._before + self._worker.clock
-
-    def add(self, samples: int, loss: float, accuracy: float) -> None:
-        """One more step."""
-        keep = SMOOTHING if self.steps else 0.0
-        self._in_step = True
-        self.steps += 1
-        self.samples += samples
-        self.loss = keep * self.loss + (1 - keep) * loss
-        self.accuracy = keep * self.accuracy + (1 - keep) * accuracy
-
-    def idle(self) -> None:
-        """The next push has no gradient: it is none of the steps."""
-        self._before -= 1
-
-    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Counts what several workers have counted; raises ``CheckpointError``."""
-        steps, samples, pushes = (
-            sum(stored.count(state, key, "a tally") for state in states)
-            for key in ("steps", "samples", "pushes")
-        )
-        self.steps, self.samples = steps, samples
-        self._before += pushes
-
-    def state_dict(self) -> dict[str, Any]:
-        """How things are when the push that begins now is done; before the first step, now."""
-        return {
-            "steps": self.steps,
-            "samples": self.samples,
-            "loss": self.loss,
-            "accuracy": self.accuracy,
-            "pushes": self.pushes + self._in_step,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state of ``state_dict``; raises ``CheckpointError`` for another one."""
-        loss, accuracy = (
-            stored.real(stored.field(state, key, "a tally"), f"{key} of a tally")
-            for key in ("loss", "accuracy")
-        )
-        self.merge([state])
-        self.loss, self.accuracy = loss, accuracy
 
 
 class Trainer:
@@ -115,6 +55,7 @@ class Trainer:
         self._progress = progress
         self._pace = pace
         self._show = show
+        self._scale = loss_scale.parse(config.loss_scale, config.precision)
         self._cursors: list[Any] = []  # of the checkpoint that this run goes on from
         self._batches = self._batches_of(worker.rank)
 
@@ -127,7 +68,7 @@ class Trainer:
         learner = self._learner()
         self._resume(learner)
         before = self._tally.samples
-        compute = Compute(model, learner, self._kernels)
+        compute = Compute(model, learner, self._kernels, config.precision, self._scale)
         if worker.rank == 0 and not worker.incarnation:
             self._show(summary.opening(config, worker, self._folder))
         start = worker.now()
@@ -183,19 +124,22 @@ class Trainer:
         snapshot: Snapshot | None = None
         for step, (epoch, micro_batches) in enumerate(steps, start=tally.steps + 1):
             began = worker.now()
-            loss, correct, samples = compute.gradient(self._data.dataset, micro_batches, hooks)
+            loss, accuracy, samples = compute.gradient(self._data.dataset, micro_batches, hooks)
             if self._pace is not None:
                 worker.sleep(self._pace.seconds(worker.rank, step))
             faults.apply(self._planted, worker, mpi_rank, worker.now() - began)
-            tally.add(samples, loss, correct / samples)  # before it: checkpoints are behind steps
+            used = {} if self._scale is None else {"loss_scale": self._scale.value}
+            if self._scale is not None:  # before the step, as the tally
+                self._scale.observe(learner.grads.values())
+            tally.add(samples, loss, accuracy)  # before it: checkpoints are behind steps
             if overlap:
                 worker.step_async(weight=samples)
             else:
                 learner.step(weight=samples)
             self._sink.record(
                 "step", epoch=epoch + 1, step=step, samples=samples, loss=loss,
-                accuracy=correct / samples, staleness=worker.staleness,
-                learning_rate=learner.learning_rate,
+                accuracy=accuracy, staleness=worker.staleness,
+                learning_rate=learner.learning_rate, **used,
             )  # fmt: skip
             # Worker 0 knows the others by the updates that its chunks have had.
             pushes = worker.updates * (worker.size if config.bound == 0 else 1)
@@ -224,6 +168,8 @@ class Trainer:
                 self._tally.merge([state["tally"] for state in states if "tally" in state])
         worker.keep("tally", self._tally)
         worker.keep("batches", self._batches)
+        if self._scale is not None:
+            worker.keep("loss_scale", self._scale)
         if isinstance(learner, LocalSteps):
             worker.keep("local", learner)
 

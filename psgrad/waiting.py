@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from psgrad.chunk_state import ChunkState
 from psgrad.consistency import may_answer
@@ -10,17 +11,36 @@ from psgrad.cuts import Marks
 from psgrad.messages import Header, Kind
 
 
+class Wait(NamedTuple):
+    """A message about ``chunk`` that has no answer, and the workers that it waits for."""
+
+    worker: int
+    clock: int
+    chunk: int
+    reason: str
+    others: tuple[int, ...]
+
+
+def unanswered(
+    chunks: Iterable[ChunkState], marks: Marks, live: Collection[int], bound: int | None
+) -> list[Wait]:
+    """All messages that have no answer yet; ``live`` workers have not left."""
+    return [
+        _wait(state, header, marks, live, bound)
+        for state in chunks
+        for header in [pull.header for pull in state.pulls]
+        + [push.header for push in state.round.values()]
+        + [push.header for queue in state.parked.values() for push in queue]
+    ]
+
+
 def blocked(
     chunks: Iterable[ChunkState], marks: Marks, live: Collection[int], bound: int | None
 ) -> list[str]:
     """Why each unanswered message has no answer yet; ``live`` workers have not left."""
     return [
-        f"chunk {state.chunk.index}: worker {header.worker}: "
-        f"{_reason(state, header, marks, live, bound)}"
-        for state in chunks
-        for header in [pull.header for pull in state.pulls]
-        + [push.header for push in state.round.values()]
-        + [push.header for queue in state.parked.values() for push in queue]
+        f"chunk {wait.chunk}: worker {wait.worker}: {wait.reason}"
+        for wait in unanswered(chunks, marks, live, bound)
     ]
 
 
@@ -52,11 +72,17 @@ def for_markers(
     }
 
 
-def _reason(
+def _wait(
     state: ChunkState, header: Header, marks: Marks, live: Collection[int], bound: int | None
-) -> str:
+) -> Wait:
+    worker, clock, chunk = header.worker, header.clock, state.chunk.index
     if not state.ready:
-        return "the chunk has no initial value yet"
-    if marks.holds(header.worker, header.clock):
-        return "a checkpoint waits for " + ", ".join(f"worker {w}" for w in marks.missing(live))
-    return may_answer(header.clock, state.clocks, bound).reason
+        return Wait(worker, clock, chunk, "the chunk has no initial value yet", ())
+    if marks.holds(worker, clock):
+        missing = tuple(marks.missing(live))
+        reason = "a checkpoint waits for " + ", ".join(f"worker {w}" for w in missing)
+        return Wait(worker, clock, chunk, reason, missing)
+    decision = may_answer(clock, state.clocks, bound)
+    if decision.allowed:  # a round that is complete here, and is to be committed as a whole
+        return Wait(worker, clock, chunk, "the round is not complete on other servers", ())
+    return Wait(worker, clock, chunk, decision.reason, decision.waits_for)

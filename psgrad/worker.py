@@ -36,6 +36,7 @@ from psgrad.resuming import Resumed, Resuming
 from psgrad.roles import Roles
 from psgrad.seats import Seat
 from psgrad.transport import Transport
+from psgrad.watchdog import Watchdog
 from psgrad.worker_state import Stateful
 
 
@@ -52,6 +53,7 @@ class Worker:
         recorder: Recorder | None = None,
         resuming: Resuming | None = None,
         preemption: Preemption | None = None,
+        watchdog: Watchdog | None = None,
         seat: Seat | None = None,
         numbering: Numbering | None = None,
     ) -> None:
@@ -63,6 +65,8 @@ class Worker:
         place of one that was lost, the number of its admission."""
         self.size = roles.workers
         """How many workers there are."""
+        self.node_rank = roles.place_on_node(transport.rank)
+        """Its place among the workers of its node, from 0: the number of its GPU, for scripts."""
         self.comm = comm
         """A communicator of the workers only."""
         self.survivors = tuple(range(roles.workers))
@@ -98,7 +102,7 @@ class Worker:
             seat,
             numbering,
         )
-        self._links.preemption = preemption
+        self._links.preemption, self._links.watchdog = preemption, watchdog
         self._halting = Halting(self._links, self._markers)
         if options.fault_tolerant:
             self._links.beat_s = options.lease / BEATS
@@ -403,6 +407,7 @@ class Worker:
         self._rendezvous += 1
         part = {"values": {k: float(v) for k, v in values.items()}, "weight": float(weight)}
         self._links.tell(0, Header(Kind.MEET, sequence=self._rendezvous), encode_json(part))
+        self._links.awaiting = Kind.MET
         while not self._links.has_control:
             if self._exchange is not None:
                 self._exchange.mark_if_due()  # who waits for the marker may be who has to come

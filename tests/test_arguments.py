@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from psgrad.arguments import Parser, count, output, size, sizes
+from psgrad.arguments import Parser, count, is_rank, output, size, sizes
 from psgrad.errors import ConfigError
 
 
@@ -48,3 +48,17 @@ def test_a_mistake_is_an_error_of_one_line():
     parser.add_argument("--n", type=count)
     with pytest.raises(ConfigError, match=r"^argument --n: .* got 'x'; see psgrad thing --help$"):
         parser.parse_args(["--n", "x"])
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_PROCID": "0"}, False),  # a batch script has it, too
+        ({"OMPI_COMM_WORLD_RANK": "0"}, True),
+        ({"PMIX_RANK": "3"}, True),
+        ({"PMI_RANK": "1"}, True),
+    ],
+)
+def test_ranks_know_that_they_are(environ, expected):
+    assert is_rank(environ) is expected

@@ -69,3 +69,28 @@ def test_a_cause_after_a_progress_line_of_another_rank():
     causes = Causes()
     assert causes.feed(b"\r 10%") + causes.feed(MARK + b"why\nnext\n") == b"\r 10%next\n"
     assert causes.first == MARK + b"why"
+
+
+RULE = b"-" * 74 + b"\n"
+ABORTED = RULE + b"MPI_ABORT was invoked on rank 0 in communicator MPI_COMM_WORLD\n" + RULE
+STATUS = RULE + b"prterun detected that one or more processes exited with non-zero status,\n" + RULE
+KILLED = RULE + b"prterun noticed that process rank 1 exited on signal 9 (Killed).\n" + RULE
+
+
+@pytest.mark.parametrize(
+    ("stream", "shown"),
+    [
+        (MARK + b"why\n" + ABORTED + STATUS, b""),
+        (MARK + b"why\n" + ABORTED + b"after\n", b"after\n"),
+        (MARK + b"why\n" + KILLED, KILLED),
+        (ABORTED + STATUS, ABORTED + STATUS),  # nobody has said why
+        (MARK + b"why\n" + RULE + b"a table of the user's\n", RULE + b"a table of the user's\n"),
+        (MARK + b"why\n" + RULE + 99 * (50 * b"x" + b"\n"), RULE + 99 * (50 * b"x" + b"\n")),
+    ],
+    ids=["both", "more behind", "a signal", "without a cause", "no end", "long"],
+)
+@pytest.mark.parametrize("size", [1, 7, 9999])
+def test_what_open_mpi_says_of_an_end_that_has_a_cause_is_left_out(stream, shown, size):
+    causes = Causes()
+    parts = [causes.feed(stream[at : at + size]) for at in range(0, len(stream), size)]
+    assert b"".join(parts) + causes.close() == shown

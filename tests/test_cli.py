@@ -49,8 +49,9 @@ def trained(monkeypatch):
     """The configurations that ``psgrad train`` would have run."""
     configurations = []
 
-    def train(configuration, stamp, terminal, about, ends_at):
+    def train(configuration, stamp, terminal, about, transport, ends_at):
         assert re.fullmatch(r"\d{8}-\d{6}", stamp)
+        assert transport is None  # this process is no rank
         configurations.append(configuration())
 
     monkeypatch.setattr(train_module, "train", train)
@@ -113,6 +114,7 @@ def test_every_option_names_a_key(option):
         ("--mode", "sync", "mode", "sync"),
         ("--staleness", "5", "staleness", 5),
         ("--servers", "2", "servers", 2),
+        ("--placement", "first", "placement", "first"),
         ("--optimizer", "sgd", "optimizer.name", "sgd"),
         ("--learning-rate", "1", "optimizer.learning_rate", 1.0),
         ("--learning-rate", "1e-3", "optimizer.learning_rate", 1e-3),
@@ -133,6 +135,8 @@ def test_every_option_names_a_key(option):
         ("--device", "cpu", "device", "cpu"),
         ("--chunk-bytes", "65536", "chunk_bytes", 65536),
         ("--overlap", "on", "overlap", "on"),
+        ("--precision", "bfloat16", "precision", "bfloat16"),
+        ("--loss-scale", "fixed:scale=64", "loss_scale", "fixed:scale=64"),
         ("--shared-memory", "off", "shared_memory", "off"),
         ("--checkpoint-every", "500", "checkpoint_every", "500"),
         ("--checkpoint-dir", "7", "checkpoint_dir", "7"),
@@ -141,12 +145,30 @@ def test_every_option_names_a_key(option):
         ("--walltime-margin", "60", "walltime_margin", 60.0),
         ("--run-dir", "2026", "run_dir", "2026"),
         ("--pace", "constant:seconds=1", "pace", "constant:seconds=1"),
+        ("--log-level", "warning", "log_level", "warning"),
         ("--progress", "off", "progress", "off"),
     ],
 )
 def test_an_option_sets_its_key(trained, option, text, key, value):
     assert config_of(trained, option, text).flat()[key] == value
     assert config_of(trained, f"{option}={text}").flat()[key] == value
+
+
+def test_servers_are_the_first_component_of_a_het_job_unless_said_otherwise(trained, monkeypatch):
+    told = {"SIZE": "2", "PROCID": "3", "NTASKS": "7"}
+    for name, value in (*told.items(), ("NTASKS_HET_GROUP_0", "3"), ("NTASKS_HET_GROUP_1", "4")):
+        monkeypatch.setenv("SLURM_HET_SIZE" if name == "SIZE" else f"SLURM_{name}", value)
+    inferred = config_of(trained)
+    assert (inferred.servers, inferred.placement) == (3, "first")
+    given = config_of(trained, "--servers", "1", "--placement", "spread")
+    assert (given.servers, given.placement) == (1, "spread")
+    monkeypatch.setenv("PSGRAD_SERVERS", "2")
+    assert config_of(trained).servers == 2
+
+
+def test_gpus_are_shared_only_where_that_is_said(trained):
+    assert config_of(trained, "--gpu-share").gpu_share
+    assert not config_of(trained).gpu_share
 
 
 def test_the_table_above_has_every_option():
@@ -312,7 +334,7 @@ def test_roles_that_cannot_be_start_no_job(capsys, started, ranks, argv, text):
     [(None, "psgrad: error: text\n"), (True, "psgrad: error: text\n"), (False, "")],
 )
 def test_an_error_that_all_ranks_raise_is_told_by_one(capsys, monkeypatch, spokesman, told):
-    def train(configuration, stamp, terminal, about, ends_at):
+    def train(configuration, stamp, terminal, about, transport, ends_at):
         error = ConfigError("text")
         error.spokesman = spokesman
         raise error
@@ -417,24 +439,26 @@ def test_restarts_go_on_from_checkpoints_of_a_run_before_if_asked_to(
 
 
 @pytest.mark.parametrize(
-    ("environ", "mine", "cores", "threads"),
+    ("environ", "expected"),
     [
-        ({}, 8, 8, "8"),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 8, 8, "2"),
-        ({"MPI_LOCALNRANKS": "3"}, 8, 8, "2"),
-        ({"MPI_LOCALNRANKS": "99"}, 8, 8, "1"),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 2, 8, "2"),  # bound to two cores: they are its own
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "0"}, 8, 8, "8"),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "many"}, 8, 8, "8"),
+        ({}, dict.fromkeys(cli.BLAS_THREADS, "6")),
+        ({"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": ""}, {"OPENBLAS_NUM_THREADS": "3"}),
+        ({"OPENBLAS_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "6", "MKL_NUM_THREADS": "6"}),
     ],
 )
-def test_blas_threads(environ, mine, cores, threads):
-    assert cli.blas_threads(environ, mine, cores) == dict.fromkeys(cli.BLAS_THREADS, threads)
+def test_thread_counts_of_the_user_stay(environ, expected):
+    assert cli.blas_threads(environ, 6) == expected
 
 
-def test_thread_counts_of_the_user_stay():
-    environ = {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": ""}
-    assert cli.blas_threads(environ, 8, 8) == {"OPENBLAS_NUM_THREADS": "3"}
+def test_threads_are_settled_before_numpy_loads():
+    code = (
+        "import os, sys; from psgrad import cli, placement\n"
+        "count = cli._threads(None)\n"
+        "assert count == len(os.sched_getaffinity(0))\n"
+        "import psgrad.transport.mpi\n"
+        "assert 'numpy' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # What is not imported

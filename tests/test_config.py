@@ -371,6 +371,8 @@ def test_a_wrong_type(values, text):
         ("spares", -1, "spares must be at least 0, got -1"),
         ("server_threads", -1, "server_threads must be at least 0, got -1"),
         ("walltime_margin", -1, "walltime_margin must be at least 0, got -1.0"),
+        ("stall", -1, "stall must be at least 0, got -1.0"),
+        ("stall_abort", -1, "stall_abort must be at least 0, got -1.0"),
     ],
 )
 def test_a_value_out_of_range(key, value, text):

@@ -327,3 +327,26 @@ def test_in_sync_mode_by_steps_too_the_last_cut_is_marked_where_it_was_said():
     markers.last = 8
     assert not markers.asked
     assert markers.due(8) is None
+
+
+def test_a_last_cut_of_workers_that_are_not_in_step_is_tried_again():
+    plan = CutPlan(Every(steps=5), 0, {0: 2, 1: 2})
+    plan.stopping = True
+    assert plan.announce(1.0) == Announcement(3, 3, last=True)
+    plan.opened(Cut(3, {0: 3, 1: 4}))
+    assert plan.announce(2.0) is None, "it has not been given up yet"
+    plan.under_way = False
+    plan.saw(1, 4)
+    assert plan.announce(2.0) == Announcement(5, 5, last=True)
+    plan.opened(Cut(5, {0: 5, 1: 5}))
+    plan.under_way = False
+    assert plan.announce(3.0) is None
+    assert plan.last == 5
+
+
+def test_elsewhere_a_last_cut_is_of_any_clocks():
+    plan = CutPlan(Every(steps=5), 3, {0: 2, 1: 2})
+    plan.stopping = True
+    plan.announce(1.0)
+    plan.opened(Cut(2, {0: 3, 1: 4}))
+    assert plan.last == 2

@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from psgrad.data import DATASETS, DatasetOptions, SparseDataset, TextDataset, load, split
+from psgrad.data import (
+    DATASETS,
+    DatasetOptions,
+    SparseDataset,
+    TextDataset,
+    TokenDataset,
+    load,
+    split,
+)
 from psgrad.errors import ConfigError, DataError
 
 CSV = "0.5,1,0\n2,3,1\n4,5,2\n"
@@ -100,6 +108,30 @@ def test_text_takes_the_context(tmp_path):
     data = load(DatasetOptions(name=str(path), context=2))
     assert isinstance(data, TextDataset)
     assert (len(data), data.features, data.classes) == (3, 6, 3)
+
+
+def test_a_model_that_reads_tokens_says_how_many(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("abcab")
+    data = load(DatasetOptions(name=str(path), context=2), window=3)
+    assert isinstance(data, TokenDataset)
+    assert (len(data), data.features, data.classes) == (1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("digits", "this model reads text, and dataset digits is none; give it a .txt file"),
+        ("a.csv", "this model reads text, and dataset a.csv is none; give it a .txt file"),
+        ("a.dat", "cannot tell the data format of a.dat from its suffix"),
+    ],
+)
+def test_tokens_are_of_text(tmp_path, monkeypatch, name, text):
+    monkeypatch.chdir(tmp_path)
+    for file in ("a.csv", "a.dat"):
+        Path(file).write_text(CSV)
+    with pytest.raises(ConfigError, match=text):
+        load(DatasetOptions(name=name), window=3)
 
 
 @pytest.mark.parametrize(

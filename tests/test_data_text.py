@@ -8,7 +8,7 @@ from data_files import fuzz, refused, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgrad.data.text import read_text
+from psgrad.data.text import read_text, read_tokens
 
 
 def test_text_windows(tmp_path):
@@ -20,6 +20,36 @@ def test_text_windows(tmp_path):
     assert x.tolist() == [[0, 1, 0, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 1, 0]]
     assert labels.tolist() == [2, 3]
     assert data.labels.tolist() == [3, 1, 0, 2]
+
+
+def test_windows_of_tokens(tmp_path):
+    data = read_tokens(write(tmp_path / "a.txt", "abca\nbc"), context=2)
+    assert (data.vocabulary, data.ids.tolist()) == ("\nabc", [1, 2, 3, 1, 0, 2, 3])
+    assert (len(data), data.features, data.classes, data.sequential) == (3, 2, 4, True)
+    x, labels = data.batch(np.array([2, 0]))
+    assert (x.dtype, labels.dtype) == (np.int64, np.int64)
+    assert x.flags.c_contiguous
+    assert labels.flags.c_contiguous
+    assert x.tolist() == [[0, 2], [1, 2]]
+    assert labels.tolist() == [[2, 3], [2, 3]]
+    assert data.labels.tolist() == [3, 0, 3]
+
+
+@fuzz
+@given(st.text(min_size=2), st.integers(1, 4))
+def test_each_character_is_a_label_of_a_token_once(tmp_path, text, context):
+    path, expected = write(tmp_path / "a.txt", text), text.removeprefix("\ufeff")
+    if len(expected) <= context:
+        assert refused(read_tokens, path, context=context).startswith(f" has {len(expected)} char")
+        return
+    data = read_tokens(path, context=context)
+    x, labels = data.batch(np.arange(len(data)))
+    assert x.shape == labels.shape == (len(data), context)
+    whole = labels.size
+    assert len(expected) - 1 - whole < context
+    assert "".join(data.vocabulary[i] for i in labels.ravel()) == expected[1 : 1 + whole]
+    assert "".join(data.vocabulary[i] for i in x.ravel()) == expected[:whole]
+    np.testing.assert_array_equal(labels[:, -1], data.labels)
 
 
 @fuzz

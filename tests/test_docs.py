@@ -47,6 +47,7 @@ def rows(options, prefix="", only_with_metadata=False):
 TABLE_ROWS = [
     *rows(config.Config, only_with_metadata=True),
     *rows(TABLES["model"]["mlp"], "model."),
+    *rows(TABLES["model"]["transformer"], "model."),
     *rows(DatasetOptions, "dataset."),
     *rows(SegmentOptions),
 ]

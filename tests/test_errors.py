@@ -20,6 +20,7 @@ TREE = {
     "FencedError": (1, PsgradError),
     "Preempted": (75, PsgradError),
     "NotSavedError": (1, errors.Preempted),
+    "StalledError": (1, PsgradError),
     "WireError": (1, PsgradError),
     "ProtocolError": (1, PsgradError),
     "LaunchError": (2, PsgradError),

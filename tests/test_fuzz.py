@@ -50,7 +50,7 @@ def test_every_kind_is_said_to_somebody():
     answers = {Kind.REGISTERED, Kind.ACK, Kind.PARAMS, Kind.LEFT, Kind.MET, Kind.STATS_ARE,
                Kind.SHARED, Kind.RECEIVED, Kind.CUT, Kind.FENCED, Kind.STOPPED}  # fmt: skip
     assert kinds("server") == set(Kind) - answers
-    assert kinds("worker") == answers - {Kind.SHARED} | {Kind.LOST}
+    assert kinds("worker") == answers - {Kind.SHARED} | {Kind.LOST, Kind.ASK}
 
 
 @pytest.mark.parametrize("name", ["header", "register", "codec-topk"])

@@ -396,6 +396,18 @@ def test_a_worker_that_pushes_alone_stops_where_all_are_sure_to_mark(tmp_path):
     assert run.numbers == [5]
 
 
+@pytest.mark.parametrize(("every", "number"), [("5", 5), ("9s", 4)])
+def test_workers_that_are_found_at_different_clocks_are_told_again_where_to_stop(
+    tmp_path, every, number
+):
+    """They have pushed alone before anybody knew, and one of them has no more steps."""
+    run = Run(tmp_path, script({(0, 1)}, "push", [9, 2]), every=every, workers=2)
+    run.check_stopped()
+    (said,) = run.warnings
+    assert said.startswith("checkpoint 1 was not written: workers were not in step: ")
+    assert run.clocks == {0: number}
+
+
 def test_groups_stop_at_the_next_multiple(tmp_path):
     segments = [psgrad.SegmentOptions("a", members=(0, 1))]
     run = Run(tmp_path, script({(0, 2)}), every="5", segments=segments)

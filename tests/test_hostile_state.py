@@ -25,7 +25,7 @@ from psgrad.guard import StepGuard
 from psgrad.resuming import Resuming
 from psgrad.saving import ServerSaving
 from psgrad.shard import Shard
-from psgrad.trainer import Tally
+from psgrad.tally import Tally
 from psgrad.worker_state import ARRAY, unpack
 
 # A manifest
@@ -164,6 +164,14 @@ STATES = [
     (samples.read_tally, samples.TALLY, "steps", None, "steps of a tally must be a whole number"),
     (samples.read_tally, samples.TALLY, "pushes", -1, "pushes of a tally must be a whole number"),
     (samples.read_tally, samples.TALLY, "loss", "x", "loss of a tally must be a number, got 'x'"),
+    (samples.read_scale, samples.SCALE, "value", 3.0, "value of a loss scale must be a power of"),
+    (
+        samples.read_scale,
+        samples.SCALE,
+        "good",
+        True,
+        "good of a loss scale must be a whole number",
+    ),
     *(
         (samples.read_local, samples.local_steps(0.5).state_dict(), key, to, text)
         for key, to, text in (

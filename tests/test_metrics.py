@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -67,3 +68,11 @@ def test_silent_keeps_nothing():
     sink: Sink = Silent()
     assert sink.record("step", loss=1.0) is None
     assert sink.log("text") is None
+
+
+def test_a_log_may_be_on_the_screen_too(tmp_path, moments):
+    screen = io.StringIO()
+    journal = Journal(tmp_path, "coordinator-0", moments.__next__, echo=screen)
+    journal.log("worker 0 is done")
+    journal.close()
+    assert screen.getvalue() == "coordinator-0:      0.250 worker 0 is done\n"

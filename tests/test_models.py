@@ -13,11 +13,16 @@ from hypothesis import strategies as st
 
 from psgrad.errors import ConfigError, DataError
 from psgrad.kernels import ACTIVATIONS, cpu
-from psgrad.models import MLP, MODELS, Softmax
+from psgrad.models import MLP, MODELS, Softmax, Transformer
 
 FEATURES, CLASSES, ROWS = 5, 3, 12
 HIDDEN = [(), (6,), (7, 4), (6, 5, 4)]
-EVERY = [Softmax(), *(MLP(hidden, kind) for kind in ACTIVATIONS for hidden in HIDDEN)]
+EVERY = [
+    Softmax(),
+    *(MLP(hidden, kind) for kind in ACTIVATIONS for hidden in HIDDEN),
+    Transformer(layers=1, heads=1, width=4, context=FEATURES),
+    Transformer(layers=2, heads=2, width=6, context=FEATURES),
+]
 every_model = pytest.mark.parametrize("model", EVERY, ids=str)
 
 
@@ -40,8 +45,11 @@ def problem(model, dtype=np.float64, rows=ROWS, seed=3):
     random = np.random.default_rng(seed)
     for name, array in start.items():
         params[name][...] = array + 0.1 * random.standard_normal(array.shape)
-    x = random.standard_normal((rows, FEATURES)).astype(dtype)
-    y = random.integers(0, CLASSES, rows)
+    if model.window:
+        x, y = random.integers(0, CLASSES, (2, rows, FEATURES))
+    else:
+        x = random.standard_normal((rows, FEATURES)).astype(dtype)
+        y = random.integers(0, CLASSES, rows)
     return vector, params, x, y, *views(shapes, dtype)
 
 
@@ -58,7 +66,7 @@ def test_gradients_match_finite_differences(model):
         sides = []
         for moved in (value + step, value - step):
             vector[i] = moved
-            sides.append(model.evaluate(params, x, y, cpu)[0] / ROWS)
+            sides.append(model.evaluate(params, x, y, cpu)[0] / y.size)
         vector[i] = value
         slopes[i] = (sides[0] - sides[1]) / (2 * step)
     assert np.linalg.norm(flat) > 1e-2
@@ -76,7 +84,7 @@ def test_a_direction_in_each_tensor(model):
         sides = []
         for sign in (step, -step):
             params[name][...] = start + sign * gradient / length
-            sides.append(model.evaluate(params, x, y, cpu)[0] / ROWS)
+            sides.append(model.evaluate(params, x, y, cpu)[0] / y.size)
         params[name][...] = start
         assert (sides[0] - sides[1]) / (2 * step) == pytest.approx(length, rel=1e-6), name
 
@@ -136,9 +144,9 @@ def test_writes_only_the_gradients(model, dtype):
         assert np.array_equal(array, copy)
     total, hits = model.evaluate(params, x, y, cpu)
     assert (type(loss), type(correct), type(total), type(hits)) == (float, int, float, int)
-    assert total == pytest.approx(loss * ROWS, rel=1e-6)
+    assert total == pytest.approx(loss * y.size, rel=1e-6)
     assert hits == correct
-    assert 0 <= correct <= ROWS
+    assert 0 <= correct <= y.size
 
 
 @every_model
@@ -149,7 +157,7 @@ def test_float32_follows_float64(model):
     single, single_grads = views(shapes, np.float32)
     model.loss_and_grad(
         {name: p.astype(np.float32) for name, p in params.items()},
-        x.astype(np.float32),
+        x.astype(np.int32 if model.window else np.float32),
         y.astype(np.int32),
         single_grads,
         cpu,
@@ -222,7 +230,7 @@ def test_plain_descent_learns(model):
 # ---- starting values
 
 
-@every_model
+@pytest.mark.parametrize("model", [model for model in EVERY if not model.window], ids=str)
 def test_init_shapes_and_repeats(model):
     params = model.init(FEATURES, CLASSES, seed=9)
     widths = [FEATURES, *getattr(model, "hidden", ()), CLASSES]
@@ -281,7 +289,7 @@ def test_init_refuses(model, sizes, text):
 
 
 def test_the_table_of_models():
-    assert dict(MODELS) == {"mlp": MLP, "softmax": Softmax}
+    assert dict(MODELS) == {"mlp": MLP, "softmax": Softmax, "transformer": Transformer}
     assert [f.name for f in fields(MODELS["mlp"])] == ["hidden", "activation"]
     assert fields(MODELS["softmax"]) == ()
     with pytest.raises(TypeError, match="does not support item assignment"):

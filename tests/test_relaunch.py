@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -142,6 +143,22 @@ def test_a_record_that_was_not_written_is_status_1(tmp_path, capfd, there):
     code = f"open({str(record)!r} + '.tmp', 'w'); import os; "
     code += f"os.replace({str(record)!r} + '.tmp', {str(record)!r})"
     assert relaunch.supervise(Job(python(code), record=record), os.environ) == 0
+
+
+@pytest.mark.parametrize(("stoppable", "said"), [(False, "; nothing is saved: "), (True, "")])
+def test_a_training_without_checkpoints_that_is_stopped_is_said_to_be_lost(
+    tmp_path, capfd, monkeypatch, stoppable, said
+):
+    def attempt(plan, environ, stops):
+        stops.signums.append(signal.SIGINT)
+        return jobs.Ended(130, f"{CAUSE}stopped by SIGINT".encode())
+
+    monkeypatch.setattr(jobs, "attempt", attempt)
+    plan = replace(python("pass"), stoppable=stoppable)
+    assert relaunch.supervise(Job(plan, record=tmp_path / "summary.json"), os.environ) == 130
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"{CAUSE}stopped by SIGINT{said}")
+    assert last.endswith("SIGINT") is stoppable
 
 
 def test_a_run_that_is_complete_is_not_started_again(tmp_path, capfd, no_delay):

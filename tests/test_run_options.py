@@ -23,8 +23,12 @@ def test_each_one_is_a_keyword_of_run():
     assert {keyword for keyword, _, _ in RUN_OPTIONS.values()} <= set(known)
 
 
+# Ranks of a measurement are known by MPI's numbers.
+ALWAYS = {"staleness": 0, "optimizer": optimizers.SGD(), "placement": "first"}
+
+
 def test_what_is_not_given_is_left_to_run():
-    assert arguments_of() == {"staleness": 0, "optimizer": optimizers.SGD()}
+    assert arguments_of() == ALWAYS
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,7 @@ def test_what_is_not_given_is_left_to_run():
     ],
 )  # fmt: skip
 def test_what_is_given(argv, found):
-    assert arguments_of(*argv) == {"staleness": 0, "optimizer": optimizers.SGD(), **found}
+    assert arguments_of(*argv) == {**ALWAYS, **found}
 
 
 @pytest.mark.parametrize(

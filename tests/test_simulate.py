@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_train import ONE_THREAD, train
 
-from psgrad import cli, simulate
+from psgrad import cli, simulate, soak
 from psgrad.errors import ConfigError
 from psgrad.transport.clockwork import RankError
 
@@ -33,6 +33,24 @@ def simulated(capsys, folder, text, *more):
     return json.loads(out.splitlines()[-1]), err
 
 
+LEVELS = {
+    "error": (),
+    "warning": ("psgrad: warning: ",),
+    "info": ("psgrad: warning: ", "test accuracy", "samples/s  loss"),
+    "debug": ("psgrad: warning: ", "test accuracy", "samples/s  loss", "coordinator-0: "),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_goes_to_the_screen(capsys, tmp_path, level):
+    asked = ["--log-level", level, "--progress", "plain", "--checkpoint-every", "5"]
+    folder = tmp_path / "run"
+    _, err = simulated(capsys, folder, "workers=2", *asked, "--resume", "auto")
+    assert [text for text in LEVELS["debug"] if text in err] == list(LEVELS[level])
+    assert "is safe" in (folder / "logs" / "coordinator-0.log").read_text()
+    assert f'log_level = "{level}"' in (folder / "config.toml").read_text()
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -50,6 +68,26 @@ def test_overlap_gives_the_same_parameters_layer_by_layer(capsys, tmp_path, more
     assert parts["params_sha256"] == whole["params_sha256"]
     assert parts["steps"] == whole["steps"]
     assert parts["skipped_steps"] == whole["skipped_steps"] == (1 if "--inject" in more else 0)
+
+
+def test_a_transformer_gives_the_same_parameters_layer_by_layer(capsys, tmp_path):
+    """Many chunks, of several layers each, with a scale that overflows now and then."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{i} and {i * i}, " for i in range(200)))
+    said = []
+    for overlap in ("off", "on"):
+        status, out, err = psgrad(
+            capsys, "train", "--simulate", "workers=2,servers=2,jitter=2", "--mode", "sync",
+            "--model", "transformer", "--dataset", text, "--set", "model.width=16",
+            "--set", "model.context=16", "--epochs", 2, "--batch-size", 8, "--accumulate", 2,
+            "--chunk-bytes", 4096, "--precision", "float16", "--loss-scale",
+            "dynamic:first=33554432,every=3", "--overlap", overlap, "--progress", "off", "--json",
+            "--run-dir", tmp_path / overlap,
+        )  # fmt: skip
+        assert status == 0, err
+        said.append(json.loads(out.splitlines()[-1]))
+    assert said[1]["params_sha256"] == said[0]["params_sha256"]
+    assert said[1]["skipped_steps"] == said[0]["skipped_steps"] > 0
 
 
 def test_sync_gives_the_parameters_of_a_real_run(mpi, tmp_path):
@@ -250,6 +288,26 @@ def test_soaking(capsys):
     assert passed >= 1
 
 
+def test_a_range_of_seeds_in_two_processes_is_that_in_one():
+    one, two = (soak.soak(40, 205, None, jobs) for jobs in (1, 2))
+    assert one == two
+    assert (one.first, one.last, one.count, one.failed) == (40, 244, 205, [])
+    assert one.line == "205 schedules passed, 0 failed; the last seed was 244"
+    for what in ("deaths", "partitions", "partitions and deaths", "messages that come twice"):
+        assert one.had[what] >= 10
+        assert f"\n{what:30}"[:20] in "\n" + soak.table(one)
+
+
+def test_a_command_for_a_range_of_seeds(capsys, monkeypatch):
+    monkeypatch.setattr(soak, "SAID", 2)
+    monkeypatch.setattr(soak, "BLOCK", 1)
+    status, out, _ = psgrad(capsys, "simulate", "--seeds", 3, "--first", 7)
+    assert status == 0
+    first, *_, last = out.splitlines()
+    assert re.fullmatch(r"2 schedules passed, 0 failed; the last seed was 8, \d+ s", first)
+    assert last == "3 schedules passed, 0 failed; the last seed was 9"
+
+
 def test_soaking_names_the_seeds_that_fail(capsys, monkeypatch):
     from psgrad import rehearsal
 
@@ -270,7 +328,11 @@ def test_soaking_names_the_seeds_that_fail(capsys, monkeypatch):
         (["--seed", "-3"], "expected"),
         (["--seed", "3", "--minutes", "1"], "not allowed with argument"),
         (["--seed", "3", "--set", "werkers=1"], "unknown field of a scenario 'werkers'"),
-        (["--seed", "3", "--first", "1"], "--first goes with --minutes"),
+        (["--seed", "3", "--first", "1"], "--first goes with --seeds or --minutes"),
+        (["--seed", "3", "--jobs", "2"], "--jobs goes with --seeds or --minutes"),
+        (["--seeds", "3", "--minutes", "1"], "not allowed with argument"),
+        (["--seeds", "0"], "expected a count of at least 1"),
+        (["--seeds", "3", "--trace", "out"], "--set and --trace go with --seed"),
         (["--minutes", "nan"], "--minutes must be a number above 0, got nan"),
         (["--minutes", "1", "--set", "workers=1"], "--set and --trace go with --seed"),
     ],

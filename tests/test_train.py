@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,37 @@ def test_real_text(mpi, tmp_path):
         "--batch-size", 64, "--learning-rate", 0.01,
     )  # fmt: skip
     assert summary["test_accuracy"] > 0.25
+
+
+@pytest.mark.parametrize("more", [("sync",), ("async", "--precision", "float16")], ids=" ".join)
+def test_a_transformer_learns_text(mpi, tmp_path, more):
+    """Words in any order: better than knowing how often each character occurs."""
+    words = [
+        "gradient",
+        "worker",
+        "server",
+        "shard",
+        "chunk",
+        "push",
+        "pull",
+        "step",
+        "clock",
+        "round",
+    ]
+    text = " ".join(np.random.default_rng(0).choice(words, 3400))[:20_000]
+    (tmp_path / "words.txt").write_text(text)
+    counts = np.array(list(Counter(text).values()))
+    unigram = -np.sum(counts / counts.sum() * np.log(counts / counts.sum()))
+    summary, seen = train(
+        mpi, tmp_path / "run", "--model", "transformer", "--dataset", tmp_path / "words.txt",
+        "--epochs", 3, "--set", "model.width=32", "--set", "model.context=32", "--batch-size", 16,
+        "--learning-rate", 0.005, "--mode", *more, ranks=3,
+    )  # fmt: skip
+    assert "transformer with " in seen
+    assert summary["steps"] == 2 * 3 * 16, "windows do not overlap"
+    assert summary["test_loss"] < unigram - 0.3
+    assert 0.25 < summary["test_accuracy"] < 1
+    assert summary.get("precision", "float32") == ("float16" if "float16" in more else "float32")
 
 
 def _command_line(options):

@@ -15,7 +15,8 @@ from test_simulate import simulated
 from psgrad.checkpoint import Checkpoint, found
 from psgrad.data import Batches, partition
 from psgrad.data.partition import PARTITIONS
-from psgrad.trainer import Tally, Trainer
+from psgrad.tally import Tally
+from psgrad.trainer import Trainer
 from psgrad.worker_state import WorkerState, unpack
 
 # The data

@@ -82,8 +82,7 @@ class References:
 
     def of(self, trial: Trial) -> Reference:
         """For ``trial``. The number of servers does not matter: it must not change a result."""
-        # Elastic or not, the result is the same.
-        calm = Trial(0, 0, "restarts", trial.mode, trial.codec, 1, ())
+        calm = Trial(0, 0, trial.kind, trial.mode, trial.codec, 1, ())
         losing = any(strike.loses for strike in trial.strikes)
         fewer = range(1, trial.workers) if losing else ()
         with self._lock:
@@ -96,7 +95,7 @@ class References:
         return self._known[trial]
 
     def _run(self, trial: Trial, number: int) -> Outcome:
-        name = f"undisturbed-{trial.mode}-{trial.codec}-{trial.workers}-{number}"
+        name = f"undisturbed-{trial.kind}-{trial.mode}-{trial.codec}-{trial.workers}-{number}"
         folder = self.place / name
         made = carry_out(trial, folder, self.environ, self.limit_s, disturbed=False)
         if made.status or made.summary is None or made.hung:
@@ -133,7 +132,7 @@ def campaign(options: Options, environ: Mapping[str, str]) -> list[Judged]:
         outcome = carry_out(trial, folder, environ, options.limit_s, disturbed=True)
         judged = Judged(trial, outcome, judge(trial, outcome, expected))
         if not judged.faults:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # a run that was killed early has none
             folder.with_name(folder.name + ".log").unlink()
         return judged
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -10,8 +11,6 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-
-from psgrad.chaos.trial import STEPS
 
 
 class Lines:
@@ -39,13 +38,15 @@ class Lines:
 
 
 class Tail:
-    """The steps of one worker in one attempt; earlier attempts have left theirs before."""
+    """The steps of one worker in one attempt; earlier attempts have left theirs before.
 
-    def __init__(self, path: Path) -> None:
+    ``own``: how many it has to do itself. Before those that it takes over it waits for others.
+    """
+
+    def __init__(self, path: Path, own: float = math.inf) -> None:
         self.step = 0  # the last one; 0 before the first
-        # When each was done, since the start of its rank; without those of samples taken over,
-        # before which a worker waits for others.
-        self.seconds: list[float] = []
+        self.seconds: list[float] = []  # when each of its own was done, since the start of its rank
+        self._own = own
         self._lines = Lines(path)
 
     def begin(self) -> None:
@@ -59,7 +60,7 @@ class Tail:
             with suppress(ValueError, KeyError):  # another kind of record
                 record = json.loads(line)
                 self.step = record["step"]
-                if self.step <= STEPS:
+                if self.step <= self._own:
                     self.seconds.append(record["seconds"])
 
 

@@ -12,9 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 WORKERS: Final = 3
-EPOCHS: Final = 24
 BATCH: Final = 32
-STEPS: Final = 15 * EPOCHS  # of one worker: 479 samples in batches of 32
+STEPS: Final = 15  # of one worker in an epoch: 479 samples
 EVERY: Final = 20  # steps between checkpoints
 RESTARTS: Final = 3
 LEASE_S: Final = 4.0  # far longer than a healthy rank is silent on a machine that is busy
@@ -48,6 +47,7 @@ class Kind:
     train: tuple[str, ...] = ()  # and of ``psgrad train``
     servers: tuple[int, ...] = (1, 2)
     restarts: tuple[int, ...] = (RESTARTS,)
+    epochs: int = 24
 
 
 ENDING: Final = (Victim("worker"), Victim("server"), Victim("rank 0"), Victim("mpiexec"))
@@ -60,6 +60,8 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
             ("--elastic",),
             ("--set", f"lease={LEASE_S:g}"),
             restarts=(RESTARTS, RESTARTS, 0),
+            # What a worker has left is gone through last, by itself: that takes time to even out.
+            epochs=60,
         ),
     }
 )
@@ -113,12 +115,17 @@ class Trial:
         return self.servers + self.workers
 
     @property
+    def steps(self) -> int:
+        """How many one worker has to do."""
+        return STEPS * KINDS[self.kind].epochs
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """Those of ``psgrad train``, without checkpoints."""
         return (
             "--mode", self.mode, "--codec", self.codec, "--servers", str(self.servers),
-            "--epochs", str(EPOCHS), "--set", f"batch_size={BATCH}", "--set", "metrics=all",
-            "--progress", "off", *KINDS[self.kind].train,
+            "--epochs", str(KINDS[self.kind].epochs), "--set", f"batch_size={BATCH}",
+            "--set", "metrics=all", "--progress", "off", *KINDS[self.kind].train,
         )  # fmt: skip
 
     @property
@@ -159,7 +166,7 @@ def _strike(chance: random.Random, kind: Kind, servers: int, begun: bool) -> Str
     moment = chance.choice(MOMENTS[:-1] if begun else MOMENTS)
     # Before all ranks have come up, nobody goes on without one.
     survived = victim.survived and moment != "start"
-    step = 0 if moment == "start" else chance.randint(1, STEPS * 9 // 10)
+    step = 0 if moment == "start" else chance.randint(1, STEPS * kind.epochs * 9 // 10)
     blow = chance.choice(victim.blows)
     if moment == "start" and blow not in (KILLED, FROZEN):
         blow = KILLED

@@ -43,7 +43,7 @@ def carry_out(
             env=dict(environ), stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             start_new_session=True,
         )  # fmt: skip
-    watch = Watch(process, folder, trial.workers, trial.servers, start + limit_s)
+    watch = Watch(trial, process, folder, start + limit_s)
     hung = False
     try:
         if disturbed:

@@ -14,7 +14,7 @@ from typing import Final
 from psgrad import leftovers, runfolder
 from psgrad.chaos import processes
 from psgrad.chaos.tails import Lines, Tail, pause
-from psgrad.chaos.trial import EVERY, FROZEN, HELD, KILLED, LEASE_S, STOPPED, WOKEN, Strike
+from psgrad.chaos.trial import EVERY, FROZEN, HELD, KILLED, LEASE_S, STOPPED, WOKEN, Strike, Trial
 from psgrad.checkpoint import step_of
 
 POLL_S: Final = 0.005
@@ -52,19 +52,20 @@ class _Pending:
 
 
 class Watch:
-    """One run. ``limit_s``: when it has to be over, by the monotonic clock."""
+    """One run. ``end``: when it has to be over, by the monotonic clock."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], folder: Path, workers: int, servers: int, end: float
+        self, trial: Trial, process: subprocess.Popen[bytes], folder: Path, end: float
     ) -> None:
         self.struck: list[Struck] = []
         self._process = process
         self._folder = folder
-        self._servers = servers
+        self._servers = trial.servers
         self._end = end
         self._attempt = 0  # counted from 1
         self._mpiexec = 0
-        self._tails = {w: Tail(folder / runfolder.metrics(w)) for w in range(workers)}
+        files = {w: folder / runfolder.metrics(w) for w in range(trial.workers)}
+        self._tails = {w: Tail(file, trial.steps) for w, file in files.items()}
         self._said = Lines(folder.with_name(folder.name + ".log"))
         self._ended: tuple[Struck, float] | None = None  # what the next attempt recovers from
         self._over = False  # the attempt was ended

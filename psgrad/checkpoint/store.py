@@ -76,6 +76,8 @@ class Store:
         temporary = self._temporary(step)
         with contextlib.suppress(FileExistsError):
             os.mkdir(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary / name)  # its writer has died, and another one writes it
         return write_tensors(temporary / name, tensors)
 
     def commit(self, step: int, files: Sequence[FileRecord], state: Mapping[str, Any]) -> Path:
@@ -89,6 +91,8 @@ class Store:
         """
         temporary, target = self._temporary(step), self.folder / folder_name(step)
         content = Manifest(step, tuple(files), state).to_bytes()
+        if not temporary.exists() and _has(target / MANIFEST, content):
+            return target  # who committed it has died before it could say so
         for record in files:
             _see(temporary / record.name, record.nbytes)
         _write_synced(temporary / (MANIFEST + ".tmp"), content)
@@ -144,6 +148,13 @@ class Store:
                 target = aside.with_name(aside.name.removesuffix(ASIDE))
                 if target.exists():
                     self._remove(aside if _whole(target) else target)
+
+
+def _has(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def _see(path: Path, nbytes: int) -> None:

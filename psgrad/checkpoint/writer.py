@@ -95,6 +95,57 @@ class ThreadWriter(Generic[R]):
             self._thread.join()
 
 
+class ToldWriter(Generic[R]):
+    """A writer that is done when it is told so: what is done then follows from that alone.
+
+    ``below`` does the work; where there is none, somebody else does the same work elsewhere, and
+    ``begin`` has it done here after all.
+    """
+
+    def __init__(self, below: Writer[R] | None = None) -> None:
+        self._below = below
+        self._work: Callable[[], R] | None = None
+        self._told: R | None = None
+
+    @property
+    def busy(self) -> bool:
+        """As in ``Writer``."""
+        return self._work is not None
+
+    def submit(self, work: Callable[[], R]) -> None:
+        """As in ``Writer``."""
+        _refuse_two(self.busy)
+        self._work = work
+        if self._below is not None:
+            self._below.submit(work)
+
+    def outcome(self) -> R | None:
+        """What ``tell`` is to be called with, once; raises what the work has raised."""
+        return None if self._below is None else self._below.poll()
+
+    def tell(self, result: R) -> None:
+        """The work is done."""
+        self._told = result
+
+    def poll(self) -> R | None:
+        """As in ``Writer``."""
+        told, self._told = self._told, None
+        if told is not None:
+            self._work = None
+        return told
+
+    def finish(self) -> None:
+        """As in ``Writer``."""
+        if self._below is not None:
+            self._below.finish()
+
+    def begin(self, below: Writer[R]) -> None:
+        """Work is done here from now on, by ``below``: also that which is under way."""
+        self._below = below
+        if self._work is not None and self._told is None:
+            below.submit(self._work)
+
+
 class _Job(Generic[R]):
     """A piece of work and, when it has run, its result or its error."""
 

@@ -25,7 +25,7 @@ from psgrad.data.idx import read_idx
 from psgrad.data.libsvm import read_libsvm
 from psgrad.data.npz import read_npz
 from psgrad.data.partition import PARTITIONS, check_fraction, partition, split
-from psgrad.data.text import TextDataset, read_text
+from psgrad.data.text import TextDataset, TokenDataset, read_text, read_tokens
 from psgrad.errors import ConfigError, DataError, unknown_name
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "IndexArray",
     "SparseDataset",
     "TextDataset",
+    "TokenDataset",
     "load",
     "partition",
     "split",
@@ -88,7 +89,8 @@ class DatasetOptions:
 
     ``name`` is a name of DATASETS or the path of a file, ``format`` one of FORMATS (``auto``: by
     the suffix). ``test_fraction``, in (0, 1), is kept for the test; ``partition``, one of
-    PARTITIONS, shares the rest out. ``context``: characters in a window of text. ``label_column``
+    PARTITIONS, shares the rest out. ``context``: characters in a window of text,
+    unless the model says that. ``label_column``
     of a csv file counts from 0, or from the end if negative. ``classes``: how many classes there
     are, labels beyond are an error; 0 takes it from the labels.
     """
@@ -115,8 +117,8 @@ class DatasetOptions:
             raise ConfigError(f"classes must be at least 2, or 0 to count them, got {self.classes}")
 
 
-def load(options: DatasetOptions) -> Dataset:
-    """Reads the whole data set.
+def load(options: DatasetOptions, window: int = 0) -> Dataset:
+    """Reads the whole data set; with a ``window``, as so many tokens a sample, which text alone is.
 
     A name of DATASETS wins over a file of that name (``./digits`` is the file). Labels are whole
     numbers 0..K-1; those of libsvm files are renumbered to that, see
@@ -127,6 +129,8 @@ def load(options: DatasetOptions) -> Dataset:
     line, offset or row.
     """
     if options.name in DATASETS:
+        if window:
+            raise _no_tokens(options.name)
         return _load_bundled(options)
     path = Path(options.name)
     if not path.exists():
@@ -135,7 +139,7 @@ def load(options: DatasetOptions) -> Dataset:
             raise missing(path)
         text = unknown_name("dataset", options.name, DATASETS)
         raise ConfigError(f"{text}, or the path of a file")
-    dataset = _read(path, options)
+    dataset = _read(path, options, window)
     if dataset.classes < 2:
         raise DataError(f"{path}: all {len(dataset)} labels are the same; at least 2 are needed")
     return dataset
@@ -158,9 +162,17 @@ def _format_by_suffix(path: Path) -> str | None:
     return next((f for suffix, f in _FORMAT_OF_SUFFIX.items() if name.endswith(suffix)), None)
 
 
-def _read(path: Path, options: DatasetOptions) -> Dataset:
+def _no_tokens(name: str) -> ConfigError:
+    return ConfigError(
+        f"this model reads text, and dataset {name} is none; give it a .txt file, or another model"
+    )
+
+
+def _read(path: Path, options: DatasetOptions, window: int) -> Dataset:
     kind = _format_by_suffix(path) if options.format == "auto" else options.format
     classes = options.classes
+    if window and kind not in ("text", None):
+        raise _no_tokens(str(path))
     if kind == "npz":
         return read_npz(path, classes=classes)
     if kind == "csv":
@@ -169,6 +181,8 @@ def _read(path: Path, options: DatasetOptions) -> Dataset:
         return read_libsvm(path, classes=classes)
     if kind == "idx":
         return read_idx(path, classes=classes)
+    if kind == "text" and window:
+        return read_tokens(path, context=window, classes=classes)
     if kind == "text":
         return read_text(path, context=options.context, classes=classes)
     raise ConfigError(

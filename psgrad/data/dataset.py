@@ -2,7 +2,8 @@
 
 Three kinds hold their samples in the form they came in, so memory stays that of the file:
 dense rows (:class:`ArrayDataset`), sparse rows (:class:`SparseDataset`) and text
-(:class:`psgrad.data.text.TextDataset`). All become dense float32 only one batch at a time.
+(:class:`psgrad.data.text.TextDataset`). All become dense float32 only one batch at a time. For
+models that read tokens, text is windows of integers (:class:`psgrad.data.text.TokenDataset`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ MAX_CLASSES: Final = 65_536
 
 
 class Dataset(Protocol):
-    """n samples with ``features`` float32 values and a label in 0..classes-1 each."""
+    """n samples with ``features`` float32 values and a label in 0..classes-1 each.
+
+    Of tokens: with ``features`` integers in 0..classes-1, and as many labels.
+    """
 
     @property
     def name(self) -> str: ...
@@ -48,8 +52,11 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: IndexArray) -> tuple[FloatArray, IndexArray]:
-        """Samples float32[b, features] and labels int64[b], copies, for indices in 0..n-1."""
+    def batch(self, indices: IndexArray) -> tuple[FloatArray | IndexArray, IndexArray]:
+        """Samples float32[b, features] and labels int64[b], copies, for indices in 0..n-1.
+
+        Of tokens: int64[b, features] both.
+        """
         ...
 
 

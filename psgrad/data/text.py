@@ -1,4 +1,4 @@
-"""Plain text as a data set: from a window of characters, predict the next one."""
+"""Plain text as a data set: from a window of characters predict the next one, or each next one."""
 
 from __future__ import annotations
 
@@ -49,6 +49,45 @@ class TextDataset:
         return x.reshape(indices.size, self.features), self.ids[indices + self.context].astype(
             np.int64
         )
+
+
+@dataclass(frozen=True, eq=False)
+class TokenDataset:
+    """The same text for a model of sequences: sample i is the i-th window, none overlaps another.
+
+    ``batch`` gives windows int64[b, context] of ``ids`` and int64[b, context], the ids that follow
+    each of them. So an epoch has each character once as a label, but for the first one and an
+    incomplete last window. For a partition by label, a window has that of its last character.
+    """
+
+    name: str
+    ids: NDArray[Any]
+    vocabulary: str
+    context: int
+    classes: int
+    sequential: bool = True
+
+    @property
+    def features(self) -> int:
+        return self.context
+
+    @property
+    def labels(self) -> IndexArray:
+        return self.ids[self.context :: self.context].astype(np.int64)
+
+    def __len__(self) -> int:
+        return (int(self.ids.size) - 1) // self.context
+
+    def batch(self, indices: IndexArray) -> tuple[IndexArray, IndexArray]:
+        where = indices[:, None] * self.context + np.arange(self.context + 1)
+        windows = self.ids[where].astype(np.int64)  # [b, context + 1]
+        return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+
+
+def read_tokens(path: Path, *, context: int, classes: int = 0) -> TokenDataset:
+    """As `read_text`, in windows that do not overlap."""
+    text = read_text(path, context=context, classes=classes)
+    return TokenDataset(text.name, text.ids, text.vocabulary, context, text.classes)
 
 
 def read_text(path: Path, *, context: int, classes: int = 0) -> TextDataset:

@@ -3,7 +3,7 @@
 ``load`` returns ``kernels.cpu`` or ``kernels.cuda``: two modules with the functions of `Kernels`.
 The CPU one is plain NumPy and is the specification; the CUDA one does each function in one fused
 launch and agrees within rounding (a relative 1e-5 of the largest value in float32, 1e-12 in
-float64). Matrix products are not here: the models call ``xp.matmul``, so BLAS or cuBLAS does them.
+float64). Matrix products are those of BLAS and cuBLAS.
 
 Importing this module imports neither CuPy nor NumPy's CPU kernels; ``load`` does.
 """
@@ -24,6 +24,12 @@ ACTIVATIONS: Final = ("gelu", "relu", "tanh")
 """What a hidden layer may use. The kernels also know "identity", for a layer without one."""
 
 DEVICES: Final = ("auto", "cpu", "gpu")
+
+PRECISIONS: Final = ("float32", "tf32", "bfloat16", "float16")
+"""What the factors of matrix products may be; what else there is stays float32."""
+
+LAYER_NORM_EPS: Final = 1e-5
+"""Added to a variance, so that a row of equal values has no infinite inverse."""
 
 
 class Kernels(Protocol):
@@ -57,6 +63,15 @@ class Kernels(Protocol):
 
     def synchronize(self) -> None:
         """Return when all work queued so far is done."""
+
+    def matmul(
+        self, a: Array, b: Array, out: Array | None = None, precision: str = "float32"
+    ) -> Array:
+        """a[..., m, k] b[..., k, n], into ``out`` where that is given. a and b may be views.
+
+        ``precision``, one of `PRECISIONS`, is that of the factors (`kernels.precision`); with
+        another one than float32 they must be float32 arrays. The result is one in any case.
+        """
 
     def bias_activation(self, z: Array, bias: Array, kind: str) -> Array:
         """h[b, n] = act(z + bias), with z[b, n] and bias[n]. Consumes z.
@@ -92,13 +107,72 @@ class Kernels(Protocol):
         labels are integers in [0, c), which the data set has checked.
         """
 
+    def embed(self, ids: Array, tokens: Array, positions: Array) -> Array:
+        """h[b * t, n] = tokens[ids] + positions, of ids[b, t], tokens[v, n], positions[t, n].
 
-def load(device: str) -> Kernels:
+        ids are integers in [0, v), which the data set has checked.
+        """
+
+    def embed_backward(
+        self, grad: Array, ids: Array, tokens_grad: Array, positions_grad: Array
+    ) -> None:
+        """Adds each row of grad[b * t, n] to the rows of both gradients that it came from.
+
+        They are tokens_grad[v, n] and positions_grad[t, n]. Sums are in an order that depends on
+        ids alone, so they repeat bit for bit.
+        """
+
+    def layer_norm(self, x: Array, gain: Array, bias: Array) -> tuple[Array, Array, Array]:
+        """(y, centred, inverse): y[m, n] = centred * gain + bias. Leaves x as it is.
+
+        inverse[m, 1] = 1 / sqrt(variance + `LAYER_NORM_EPS`) of each row, with the mean of squared
+        differences as variance; centred[m, n] = (x - mean) * inverse. Hand both as they are to
+        `layer_norm_backward`.
+        """
+
+    def layer_norm_backward(
+        self,
+        grad: Array,
+        centred: Array,
+        inverse: Array,
+        gain: Array,
+        gain_grad: Array,
+        bias_grad: Array,
+    ) -> None:
+        """grad[m, n] from d loss/d y to d loss/d x, in place; adds to gain_grad[n], bias_grad[n].
+
+        With g = grad * gain and means over a row: inverse (g - mean(g) - centred mean(g centred)).
+        """
+
+    def causal_softmax(self, scores: Array, scale: float) -> None:
+        """scores[..., t, t] becomes p: row i is softmax(scale * scores) over columns 0..i, then 0.
+
+        Each row is shifted by its maximum first.
+        """
+
+    def causal_softmax_backward(self, grad: Array, p: Array, scale: float) -> None:
+        """grad[..., t, t] from d loss/d p to d loss/d scores, in place; 0 above the diagonal.
+
+        With the sum over a row: scale p (grad - sum(grad p)).
+        """
+
+
+def gpus() -> tuple[str, ...]:
+    """The PCI ids of the GPUs that this process sees, by their numbers there.
+
+    Raises ConfigError with the cure where there is none, or no CuPy. Makes no CUDA context.
+    """
+    ids: tuple[str, ...] = _load_cuda().pci_ids()
+    return ids
+
+
+def load(device: str, gpu: int | None = None) -> Kernels:
     """The kernels for ``device``: "cpu", "gpu", or "auto".
 
     "auto" takes the GPU when CuPy can be imported and sees a device, and the CPU otherwise.
-    "gpu" raises ConfigError with the cure when there is none; an unknown name does, too. No CUDA
-    context is created here, so a process may still choose its device afterwards.
+    "gpu" raises ConfigError with the cure when there is none; an unknown name does, too. ``gpu`` is
+    the number of the GPU to work on, of those that this process sees. Without it no CUDA context is
+    created here, so a process may still choose its device afterwards.
     """
     if device not in DEVICES:
         raise ConfigError(unknown_name("device", device, DEVICES))
@@ -107,14 +181,18 @@ def load(device: str) -> Kernels:
     if device == "cpu":
         return cpu
     try:
-        return _load_cuda()
+        cuda = _load_cuda()
     except ConfigError:
         if device == "gpu":
             raise
         return cpu
+    if gpu is not None:
+        cuda.use(gpu)
+    chosen: Kernels = cuda
+    return chosen
 
 
-def _load_cuda() -> Kernels:
+def _load_cuda() -> Any:
     """kernels.cuda, or ConfigError when CuPy cannot be imported or sees no device."""
     try:
         from psgrad.kernels import cuda

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgrad.errors import ConfigError, unknown_name
-from psgrad.kernels import ACTIVATIONS
+from psgrad.kernels import ACTIVATIONS, LAYER_NORM_EPS
+from psgrad.kernels.precision import rounded
 
 xp = np
 device = "cpu"
@@ -37,6 +38,16 @@ def copy_to_host(source: NDArray[Any], out: NDArray[Any]) -> None:
 
 def synchronize() -> None:
     """NumPy has finished when it returns."""
+
+
+def matmul(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    out: NDArray[Any] | None = None,
+    precision: str = "float32",
+) -> NDArray[Any]:
+    product: NDArray[Any] = np.matmul(rounded(a, precision), rounded(b, precision), out=out)
+    return product
 
 
 def bias_activation(z: NDArray[Any], bias: NDArray[Any], kind: str) -> NDArray[Any]:
@@ -82,6 +93,71 @@ def softmax_cross_entropy(
     logits *= (scale / total)[:, None]
     logits[rows, labels] -= scale
     return np.array([loss, np.count_nonzero(best == labels)], dtype=np.float64)
+
+
+def embed(ids: NDArray[Any], tokens: NDArray[Any], positions: NDArray[Any]) -> NDArray[Any]:
+    h: NDArray[Any] = tokens[ids]  # [b, t, n]
+    h += positions
+    return h.reshape(-1, tokens.shape[1])
+
+
+def embed_backward(
+    grad: NDArray[Any],
+    ids: NDArray[Any],
+    tokens_grad: NDArray[Any],
+    positions_grad: NDArray[Any],
+) -> None:
+    positions_grad += grad.reshape(*ids.shape, -1).sum(axis=0)
+    order = ids.ravel().argsort(kind="stable")
+    found, starts = np.unique(ids.ravel()[order], return_index=True)
+    if found.size:
+        tokens_grad[found] += np.add.reduceat(grad[order], starts, axis=0)
+
+
+def layer_norm(
+    x: NDArray[Any], gain: NDArray[Any], bias: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    centred: NDArray[Any] = x - x.mean(axis=1, keepdims=True)
+    y: NDArray[Any] = centred * centred
+    inverse: NDArray[Any] = 1.0 / np.sqrt(y.mean(axis=1, keepdims=True) + LAYER_NORM_EPS)
+    centred *= inverse
+    np.multiply(centred, gain, out=y)
+    y += bias
+    return y, centred, inverse
+
+
+def layer_norm_backward(
+    grad: NDArray[Any],
+    centred: NDArray[Any],
+    inverse: NDArray[Any],
+    gain: NDArray[Any],
+    gain_grad: NDArray[Any],
+    bias_grad: NDArray[Any],
+) -> None:
+    bias_grad += grad.sum(axis=0)
+    product = grad * centred
+    gain_grad += product.sum(axis=0)
+    grad *= gain
+    np.multiply(grad, centred, out=product)
+    np.multiply(centred, product.mean(axis=1, keepdims=True), out=product)
+    grad -= grad.mean(axis=1, keepdims=True)
+    grad -= product
+    grad *= inverse
+
+
+def causal_softmax(scores: NDArray[Any], scale: float) -> None:
+    t = scores.shape[-1]
+    scores *= scale
+    scores += np.triu(np.full((t, t), -np.inf, scores.dtype), 1)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+
+
+def causal_softmax_backward(grad: NDArray[Any], p: NDArray[Any], scale: float) -> None:
+    grad -= np.sum(grad * p, axis=-1, keepdims=True)
+    grad *= p
+    grad *= scale
 
 
 def _gelu_tanh(z: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

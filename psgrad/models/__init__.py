@@ -16,18 +16,27 @@ from psgrad.kernels import Array, Kernels
 from psgrad.models.hooks import Hooks
 from psgrad.models.mlp import MLP
 from psgrad.models.softmax import Softmax
+from psgrad.models.transformer import Transformer
 
-__all__ = ["MLP", "MODELS", "Hooks", "Model", "Softmax"]
+__all__ = ["MLP", "MODELS", "Hooks", "Model", "Softmax", "Transformer"]
 
 
 class Model(Protocol):
-    """A classifier: a frozen dataclass whose fields are its user options.
+    """A classifier of samples or of their tokens: a frozen dataclass with its user options.
+
+    x[b, features] are the samples of a batch and y[b] their labels. A model with a ``window``
+    reads tokens instead: x[b, window] are integers below the number of classes, and y[b, window]
+    has a label for each of them. Means and sums of the loss are over all labels.
 
     ``params`` and ``grads`` map names to arrays of the kernels' device. They may be views into one
     flat vector: a model writes into them and never replaces them. Everything is computed in the
-    dtype of the parameters, which ``x`` shares; float64 works as well as float32. Values that are
-    not finite pass through silently into the loss and the gradients.
+    dtype of the parameters, which samples that are not tokens share; float64 works as well as
+    float32. Values that are not finite pass through silently into the loss and the gradients.
     """
+
+    @property
+    def window(self) -> int:
+        """How many tokens it reads at once; 0: it reads vectors."""
 
     def init(self, features: int, classes: int, seed: int) -> dict[str, NDArray[np.float32]]:
         """Starting parameters on the host, in the order in which the layers use them.
@@ -48,7 +57,7 @@ class Model(Protocol):
         accumulate: bool = False,
         hooks: Hooks | None = None,
     ) -> tuple[float, int]:
-        """The mean cross-entropy of the batch x[b, features], y[b], and how many rows are right.
+        """The mean cross-entropy of the batch x, y, and how many labels are right.
 
         Writes scale * d(mean loss)/d(param) into grads[name], or adds it when ``accumulate``.
         Micro-batches of b_k rows, each with scale b_k / sum(b), the first without ``accumulate``
@@ -59,8 +68,10 @@ class Model(Protocol):
     def evaluate(
         self, params: Mapping[str, Array], x: Array, y: Array, kernels: Kernels
     ) -> tuple[float, int]:
-        """The cross-entropy summed over x[b, features], y[b], and how many rows are right."""
+        """The cross-entropy summed over the batch x, y, and how many labels are right."""
 
 
-MODELS: Final[Mapping[str, type[Model]]] = MappingProxyType({"mlp": MLP, "softmax": Softmax})
+MODELS: Final[Mapping[str, type[Model]]] = MappingProxyType(
+    {"mlp": MLP, "softmax": Softmax, "transformer": Transformer}
+)
 """The names of the command line."""

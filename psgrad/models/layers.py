@@ -61,13 +61,12 @@ def dense_grad(
     accumulate: bool,
 ) -> None:
     """weight_grad[in, out] = x[b, in]^T dz[b, out] and bias_grad[out] = sum_b dz; or += them."""
-    xp = kernels.xp
     if accumulate:
-        weight_grad += xp.matmul(x.T, dz)
+        weight_grad += kernels.matmul(x.T, dz)
         bias_grad += dz.sum(axis=0)
     else:
-        xp.matmul(x.T, dz, out=weight_grad)
-        xp.sum(dz, axis=0, out=bias_grad)
+        kernels.matmul(x.T, dz, out=weight_grad)
+        kernels.xp.sum(dz, axis=0, out=bias_grad)
 
 
 def mean_scale(x: Array, scale: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ class MLP:
 
     hidden: tuple[int, ...] = (256, 128)
     activation: str = "relu"
+    window: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.hidden, (list, tuple)):
@@ -86,7 +88,7 @@ class MLP:
             dense_grad(inputs, dz, grads[weight], grads[bias], kernels, accumulate)
             hooks.done((weight, bias))
             if layer:
-                dz = kernels.xp.matmul(dz, params[weight].T)  # [b, out] [out, in]
+                dz = kernels.matmul(dz, params[weight].T)  # [b, out] [out, in]
                 kernels.activation_backward(dz, *saved[layer - 1], self.activation)
         loss, correct = totals.tolist()
         return loss / len(x), int(correct)
@@ -109,10 +111,10 @@ class MLP:
         for layer in range(len(self.hidden)):
             weight, bias = weight_name(layer), bias_name(layer)
             hooks.needs((weight, bias))
-            z = kernels.xp.matmul(h, params[weight])  # [b, in] [in, out]
+            z = kernels.matmul(h, params[weight])  # [b, in] [in, out]
             h = kernels.bias_activation(z, params[bias], self.activation)
             saved.append((z, h))
         last = len(self.hidden)
         hooks.needs((weight_name(last), bias_name(last)))
-        z = kernels.xp.matmul(h, params[weight_name(last)])
+        z = kernels.matmul(h, params[weight_name(last)])
         return saved, kernels.bias_activation(z, params[bias_name(last)], "identity")

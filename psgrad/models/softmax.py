@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from psgrad.models.mlp import MLP
 @dataclass(frozen=True)
 class Softmax:
     """Multinomial logistic regression: one dense layer, no options. See `psgrad.models.Model`."""
+
+    window: ClassVar[int] = 0
 
     def init(self, features: int, classes: int, seed: int) -> dict[str, NDArray[np.float32]]:
         """Glorot weights and a zero bias."""

