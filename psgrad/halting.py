@@ -15,7 +15,7 @@ from psgrad.control import Stopped
 from psgrad.cuts import Markers
 from psgrad.exchange import Exchange
 from psgrad.links import ServerLinks
-from psgrad.messages import Flag, Header, Kind
+from psgrad.messages import Header, Kind, encode_json
 from psgrad.preemption import WATCH_S, Preemption
 
 
@@ -32,9 +32,9 @@ class Halting:
         return self._links.stopped
 
     @property
-    def flags(self) -> int:
-        """Those of the worker's FINISH."""
-        return Flag.LAST if self.stopped is not None else 0
+    def parting_words(self) -> bytes | None:
+        """What servers are told with the worker's FINISH; None where its run was not stopped."""
+        return None if self.stopped is None else encode_json(self.stopped._asdict())
 
     def end_if_told(self, exchange: Exchange | None) -> None:
         """Between two steps: raises ``Preempted`` where the last cut is behind this worker, as soon
@@ -71,8 +71,8 @@ class Stopping:
     """A server's part in it. ``preemption`` is what this rank is told from outside."""
 
     def __init__(self, preemption: Preemption | None) -> None:
-        self.has_stopped = False
-        """Whether a worker was told that the run has stopped."""
+        self.stopped: Stopped | None = None
+        """What a worker was told that has stopped; None: none has."""
         self._preemption = preemption
         self._said = False
 

@@ -21,22 +21,16 @@ from typing import Any
 from psgrad.checkpoint.writer import Writer
 from psgrad.control import Stopped
 from psgrad.errors import ProtocolError, RankLostError
+from psgrad.farewell import Farewell
 from psgrad.halting import Stopping
-from psgrad.messages import Flag, Header, Kind, encode_json
+from psgrad.messages import Flag, Header, Kind
 from psgrad.preemption import Preemption
 from psgrad.replicas import Carry, Hosted
 from psgrad.roles import Roles
 from psgrad.server import WRITING_S
 from psgrad.transport import Buffer, Sent, Transport
+from psgrad.transport.kept import Kept
 from psgrad.turns import NOTHING, NUMBERS, Arriving, Turn, What
-
-
-class _Here:
-    """A message from one server of this rank to the other: it is there."""
-
-    def done(self) -> bool:
-        """As in ``Sent``."""
-        return True
 
 
 class Host:
@@ -68,13 +62,10 @@ class Host:
         self._arriving = Arriving(self._ward.server)
         self._gone: int | None = None  # the rank of a server that has died
         self._moved = False  # whether another rank is known to go on for it
-        self._dead: set[int] = set()  # ranks of servers that have died, or ended
-        self._ended: set[int] = set()  # servers whose part is done, wherever it was
-        self._said: set[int] = set()  # of these, ours, and the others know
+        self._farewell = Farewell(transport, roles, run)
         self._lost: list[int] = []  # ranks of workers that have died
-        self._dropped: set[int] = set()  # ranks that no server here hears any more
-        # Payloads of messages under way, by rank, the oldest first.
-        self._placed: dict[int, deque[Buffer]] = defaultdict(deque)
+        self._dropped: set[int] = set()
+        self._placed: dict[int, deque[Buffer]] = defaultdict(deque)  # payloads under way, by rank
         self._here: deque[tuple[Hosted, int, Header, Buffer | None]] = deque()  # to ourselves
 
     @property
@@ -98,7 +89,8 @@ class Host:
             if reason := self._stopping.news():
                 self._submit(self._own, What.STOP, payload=reason.encode())
             for hosted in self._live():
-                self._look(hosted)
+                for what, which, said in hosted.due():
+                    self._submit(hosted, what, which, payload=said)
             while self._here:
                 self._hear(*self._here.popleft())
         for hosted in (self._own, self._ward):
@@ -106,28 +98,11 @@ class Host:
                 hosted.program.close()
 
     def _is_over(self) -> bool:
-        """Whether nobody needs this rank any more.
-
-        A rank whose part is done says so, and stays until all have: until then it may have to stand
-        in for one that dies. What it has said last may be lost with it, so who is done and learns
-        of the end of another one asks no further than for its stand-in.
-        """
         live = self._live()
         for hosted in live:
             if hosted.program.is_over:
-                self._say_ended(hosted.server)
-        if len(self._said) < len(live):
-            return False
-        gone = {rank for rank in self._dead if self._heir(rank) in self._dead}
-        return set(self._roles.server_ranks) == self._said | self._ended | gone
-
-    def _say_ended(self, server: int) -> None:
-        if server in self._said:
-            return
-        self._said.add(server)
-        flags = Flag.STANDIN if server != self._transport.rank else 0
-        for rank in set(self._roles.server_ranks) - self._dead - {self._transport.rank}:
-            self._transport.send(rank, Header(Kind.ENDED, run=self._run, flags=flags))
+                self._farewell.say(hosted.server)
+        return self._farewell.is_done(len(live)) and self._farewell.is_over()
 
     @property
     def _leading(self) -> Hosted:
@@ -147,35 +122,27 @@ class Host:
         waits += [self._stopping.watch_s, *(hosted.program.beat_s for hosted in live)]
         return min((s for s in waits if s is not None), default=None)
 
-    def _look(self, hosted: Hosted) -> None:
-        """What is due beside messages."""
-        for i, writer in enumerate(hosted.writers):
-            result = writer.outcome()
-            if result is not None:
-                self._submit(hosted, What.WRITTEN, i, payload=encode_json(result))
-        beat_s = hosted.program.beat_s
-        if beat_s is not None and hosted.now() >= hosted.last_s + beat_s:
-            self._submit(hosted, What.TIME)
-
     def _addressed(self, peer: int, header: Header) -> tuple[Hosted, int]:
         """Whom a message is for, and what its sender is, whoever sends it."""
         if not header.flags & Flag.STANDIN:
             return self._own, peer
         if self._ward.end.live:
             return self._ward, peer
-        if not self._roles.is_server(peer):
-            raise ProtocolError(f"rank {peer} sends to a server that is not on this rank")
+        self._check_server(peer, header)
         return self._own, (peer - 1) % self._roles.servers
+
+    def _check_server(self, peer: int, header: Header) -> None:
+        if not self._roles.is_server(peer):
+            raise ProtocolError(f"rank {peer} sends {header.kind.name} as if it stood in for one")
 
     def _place(self, peer: int, header: Header) -> Buffer:
         if header.kind in (Kind.REPLICATE, Kind.PAYLOAD):
-            if peer != self._ward.server:
+            if peer != self._ward.server or self._ward.end.live:
                 raise ProtocolError(f"rank {peer} replicates to rank {self._transport.rank}")
             return self._arriving.place(header, self._ward.place)
         hosted, sender = self._addressed(peer, header)
-        payload = hosted.place(sender, header)
-        self._placed[peer].append(payload)
-        return payload
+        self._placed[peer].append(hosted.place(sender, header))
+        return self._placed[peer][-1]
 
     def _take(self, peer: int, header: Header) -> None:
         kind = header.kind
@@ -188,11 +155,12 @@ class Host:
                 self._transport.send(peer, done)
                 self._ward.take(turn)
         elif kind is Kind.REPLICATED:
-            self._replicated(header.sequence)
+            if peer == self._keeper:
+                self._replicated(header.sequence)
         elif kind is Kind.ENDED:
-            stands_in = header.flags & Flag.STANDIN
-            self._ended.add((peer - 1) % self._roles.servers if stands_in else peer)
+            self._farewell.hear(peer, header)
         elif kind is Kind.STANDIN:
+            self._check_server(peer, header)
             self._move((peer - 1) % self._roles.servers, header.taken)
         else:
             payload = self._placed[peer].popleft() if header.nbytes else None
@@ -201,9 +169,8 @@ class Host:
             self._hear(hosted, sender, header, payload)
 
     def _hear(self, hosted: Hosted, sender: int, header: Header, payload: Buffer | None) -> None:
-        if self._roles.is_server(sender) and not hosted.is_new(sender, header.number):
-            return
-        self._submit(hosted, What.MESSAGE, sender, header, payload)
+        if not self._roles.is_server(sender) or hosted.is_new(sender, header.number):
+            self._submit(hosted, What.MESSAGE, sender, header, payload)
 
     def _submit(
         self,
@@ -231,7 +198,7 @@ class Host:
     def _do(self, hosted: Hosted, turn: Turn) -> None:
         hosted.take(turn)
         for peer in set.intersection(*(h.end.dropped for h in self._live())) - self._dropped:
-            self._dropped.add(peer)
+            self._dropped.add(peer)  # no server here hears it any more
             self._placed[peer].clear()
             self._transport.drop(peer)
 
@@ -241,9 +208,11 @@ class Host:
         if peer == rank or (peer == self._gone and self._ward.end.live):
             hosted = self._own if peer == rank else self._ward
             self._here.append((hosted, server, header, payload))
-            return _Here()
+            return Kept(header, payload, is_known=True)
         if peer == self._gone and not self._moved:
-            return _Here()  # it is sent when somebody is there to hear it
+            return Kept(
+                header, payload, is_known=True
+            )  # it is sent when somebody is there to hear it
         if server != rank or peer == self._gone:
             flags |= Flag.STANDIN
         to = self._heir(peer) if peer == self._gone else peer
@@ -252,21 +221,20 @@ class Host:
     def _lose(self, peer: int) -> None:
         """The transport says that a rank has died."""
         self._placed[peer].clear()
-        if not self._roles.is_server(peer):
-            self._lost.append(peer)
-            for hosted in self._live():
-                self._hear(hosted, peer, Header(Kind.LOST), None)
+        if self._roles.is_server(peer):
+            self._farewell.dead.add(peer)
+            self._lose_server(peer)
             return
-        self._dead.add(peer)
-        self._lose_server(peer)
+        self._lost.append(peer)
+        for hosted in self._live():
+            self._hear(hosted, peer, NOTHING, None)
 
     def _lose_server(self, rank: int) -> None:
         if rank == self._gone:
             return
-        if self._gone is not None and len(self._said) == len(self._live()):
-            # All are about to end: nobody does before all servers have done their part.
+        if self._gone is not None and self._farewell.is_done(len(self._live())):
             if rank == self._ward.server:
-                self._say_ended(rank)
+                self._farewell.say(rank)  # it has ended, or had nothing more to do
             return
         name = f"rank {rank} ({self._roles.name(rank)}, {self._roles.host(rank)})"
         if self._gone is not None:
@@ -290,10 +258,8 @@ class Host:
         self._moved = True
         ward.go_live(self._writer)
         if not ward.program.is_over:  # else it may just have ended
-            self._warn(
-                f"{name} is gone; rank {transport.rank} goes on as server {ward.server}, which has "
-                "no replica any more"
-            )
+            here = f"rank {transport.rank} goes on as server {ward.server}"
+            self._warn(f"{name} is gone; {here}, which has no replica any more")
         for peer in range(self._roles.size):
             if peer in (transport.rank, ward.server, *self._lost, *ward.end.dropped):
                 continue
@@ -309,7 +275,7 @@ class Host:
             for kept in one.end.kept[other.server]:
                 self._here.append((other, one.server, kept.header, kept.payload))
         for peer in self._lost:
-            self._hear(ward, peer, Header(Kind.LOST), None)
+            self._hear(ward, peer, NOTHING, None)
 
     def _move(self, server: int, taken: int) -> None:
         """The stand-in of another server goes on; it has our messages up to ``taken``."""
@@ -318,7 +284,7 @@ class Host:
         self._lose_server(server)
         if self._gone != server:
             return
-        self._dead.add(server)
+        self._farewell.dead.add(server)
         self._moved = True
         self._placed[server].clear()
         self._transport.drop(server)  # what comes of it comes from elsewhere

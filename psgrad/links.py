@@ -145,13 +145,13 @@ class ServerLinks:
         while give is not None and self._wanted:
             give(self._wanted.pop())
 
-    def part(self, flags: int = 0) -> None:
+    def part(self, words: bytes | None = None) -> None:
         """Tells every server that this worker's main has returned, and waits until they know.
 
         One that is gone need not know.
         """
         self._parting = set(self._servers)
-        self.tell_all(Header(Kind.FINISH, flags=flags))
+        self.tell_all(Header(Kind.FINISH), words)
         while self._parting:
             self._take_one()
 

@@ -72,8 +72,8 @@ class Kind(enum.IntEnum):
     MET = 12  # payload: its result
     STATS = 13
     STATS_ARE = 14  # payload: the server's counters
-    FINISH = 15  # a worker's main has returned; where ranks may die, answered by LEFT. From a
-    # server to another: for this one all workers are done, or gone
+    FINISH = 15  # a worker's main has returned; payload: why it was stopped, if it was. Where ranks
+    # may die, answered by LEFT. From a server to another: for this one all workers are done
     SHARE = 16  # payload: where a worker's memory is, for a server of its node
     SHARED = 17  # payload: whether the server reads it
     SETTLE = 18  # the end of an open step; payload: by how much it is clipped, if it is
@@ -130,7 +130,7 @@ class Flag:
     BY_MESSAGE: Final = 64  # in a PULL: with a payload, even where memory is shared
     STANDIN: Final = 128  # to or from a rank in the place of the server before it, which has died
     OPEN: Final = 32  # in a STEP: not before the SETTLE of its step; answered by RECEIVED as well
-    LAST: Final = 2  # in a CUT or MARK: the run stops behind it; in a FINISH: the worker has
+    LAST: Final = 2  # in a CUT or MARK: the run stops behind it
 
 
 class Header(NamedTuple):

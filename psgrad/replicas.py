@@ -8,12 +8,12 @@ and not sent, until the rank of the first one has died.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from psgrad.checkpoint.writer import ToldWriter, Writer
 from psgrad.errors import PsgradError
-from psgrad.messages import Header, Kind, decode_json
+from psgrad.messages import Header, Kind, decode_json, encode_json
 from psgrad.metrics import Sink
 from psgrad.server import Server
 from psgrad.transport import Buffer, Sent, Transport
@@ -131,6 +131,16 @@ class Hosted:
     def is_writing(self) -> bool:
         """Whether a writer of this rank may have something to say."""
         return self.end.live and any(writer.busy for writer in self.writers)
+
+    def due(self) -> Iterator[tuple[What, int, bytes | None]]:
+        """What it is to take beside messages: what for, of which writer, with what."""
+        for i, writer in enumerate(self.writers):
+            result = writer.outcome()
+            if result is not None:
+                yield What.WRITTEN, i, encode_json(result)
+        beat_s = self.program.beat_s
+        if beat_s is not None and self.now() >= self.last_s + beat_s:
+            yield What.TIME, 0, None
 
     def now(self) -> float:
         """The time as the server is to see it."""

@@ -326,7 +326,12 @@ def _losses(scenario: Scenario) -> dict[str, Any]:
 def _replicas(scenario: Scenario) -> dict[str, Any]:
     """Fields that say whether servers have replicas, and when one of them dies."""
     draw = _Draw(REPLICAS | scenario.seed)
-    if scenario.servers == 1 or scenario.feedback == "ef21" or draw.among((1, 1, 0)):
+    # Who is behind a split depends on where the coordinator is, and that may move.
+    apart = scenario.split and scenario.lease_s
+    if scenario.servers == 1 or scenario.feedback == "ef21" or apart or draw.among((1, 1, 0)):
+        return {}
+    if scenario.behind and scenario.lease_s:
+        # Who is cut off from the coordinator depends on where that is: on either side, one day.
         return {}
     calls = draw.among((20, 100, 400, 1500))
     return {

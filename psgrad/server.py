@@ -124,10 +124,7 @@ class Server:
     @property
     def stopped(self) -> Stopped | None:
         """Why the run was stopped before its workers were done; None: it was not."""
-        if not self._stopping.has_stopped:
-            return None
-        told = None if self._checkpoints is None else self._checkpoints.stopped
-        return told or Stopped("the coordinator", 0, 0, None)
+        return self._stopping.stopped
 
     def watch(self, watchdog: Watchdog | None, processes: Sequence[Process | None] | None) -> None:
         """Before ``serve``: what looks at this process, and, on the coordinator, at a run that
@@ -306,7 +303,8 @@ class Server:
                 worker, header._replace(kind=Kind.STATS_ARE), encode_json(self._stats())
             )
         elif kind is Kind.FINISH:
-            self._stopping.has_stopped |= bool(header.flags & Flag.LAST)
+            if payload:
+                self._stopping.stopped = control.stopped(payload)
             self._finish(worker)
         elif kind is Kind.SHARE:
             self._share(worker, payload)

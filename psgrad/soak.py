@@ -17,7 +17,7 @@ from psgrad.scenario import Scenario
 from psgrad.scenario_text import command
 
 BLOCK = 100  # seeds that a process goes through between two looks
-SAID = 10_000  # between two lines
+SAID = 5_000  # between two lines
 
 
 @dataclass

@@ -443,9 +443,9 @@ class Worker:
         with suppress(Preempted):  # the session raises it on all ranks
             self.leave()
         if self._options.fault_tolerant:  # a process that is gone may not be heard any more
-            self._links.part(self._halting.flags)
+            self._links.part(self._halting.parting_words)
         else:
-            self._links.tell_all(Header(Kind.FINISH, flags=self._halting.flags))
+            self._links.tell_all(Header(Kind.FINISH), self._halting.parting_words)
 
     def _check_is_in(self, call: str) -> None:
         if self.incarnation and self._exchange is None:

@@ -49,7 +49,7 @@ HOUSE = (
     Row(3, "admitting rounds stall"),
     Row(3, "inspector"),
     Row(4, "server worker"),
-    Row(4, "local replicas standby"),
+    Row(4, "farewell local replicas standby"),
     Row(4, "hosting"),
     Row(4, "serving"),
     Row(5, "session"),

@@ -27,7 +27,7 @@ from psgrad.chaos.trial import (
 )
 from psgrad.chaos.watch import Struck
 
-DRAWN = [draw(5, index) for index in range(600)]
+DRAWN = [draw(5, index) for index in range(900)]
 
 # What is drawn
 
@@ -36,7 +36,7 @@ def test_a_trial_depends_on_seed_index_and_kind_alone():
     assert [draw(5, index) for index in (7, 3)] == [DRAWN[7], DRAWN[3]]
     assert [draw(5, t.index, [t.kind]) for t in DRAWN[:50]] == DRAWN[:50]
     assert draw(6, 7) != DRAWN[7]
-    assert len(set(DRAWN)) > 580
+    assert len(set(DRAWN)) > 870
     assert {draw(5, index, ANYWHERE).kind for index in range(50)} == {"restarts"}
 
 
@@ -60,7 +60,10 @@ def test_everything_is_drawn():
 @pytest.mark.parametrize("trial", DRAWN[:60])
 def test_a_trial_can_be_carried_out(trial):
     assert 1 <= len(trial.strikes) <= RESTARTS
-    survived = [strike for strike in trial.strikes if strike.survived]
+    servers = [s for s in trial.strikes if s.survived and s.victim != "worker"]
+    ended = sum(not strike.survived for strike in trial.strikes)
+    assert len(servers) <= 1 + ended
+    survived = [s for s in trial.strikes if s.survived and s.victim == "worker"]
     assert len({strike.rank for strike in survived}) == len(survived) < WORKERS
     for before, strike in zip((None, *trial.strikes), trial.strikes, strict=False):
         ranks = {
@@ -189,22 +192,37 @@ def test_the_table_counts_all_of_it():
     hung = replace(GOOD, hung=True, struck=(), stderr="")
     stopped = replace(LIVE, blow=STOPPED)
     silent = replace(LOST, struck=(Struck(stopped, 1, 4.0, 0.2, 0.01),))
-    done = [*times, (SYNC, hung, ["hung"]), (ELASTIC, LOST, []), (ELASTIC, silent, ["status 1"])]
+    led = Strike("rank 0", 0, "step", 9, survived=True)
+    failover = (
+        replace(SYNC, kind="replicas"),
+        replace(LOST, struck=(Struck(led, 1, 0.1, 0.3),)),
+        [],
+    )
+    done = [
+        *times,
+        failover,
+        (SYNC, hung, ["hung"]),
+        (ELASTIC, LOST, []),
+        (ELASTIC, silent, ["status 1"]),
+    ]
     rows = dict(line.split("  ", 1) for line in figures.table(done).splitlines())
     assert {name: text.strip() for name, text in rows.items()} == {
-        "runs": "11",
-        "blows": "10, 8 attempts ended by them",
+        "runs": "12",
+        "blows": "11, 8 attempts ended by them",
         "over before a blow": "1",
         "hangs": "1",
         "wrong": "1",
         "elastic: worker killed": "1",
         "elastic: worker stopped": "1",
+        "replicas: rank 0 killed": "1",
         "restarts: worker killed": "8",
         "killed, told": "median 0.020 s, p99 0.020 s, max 0.020 s, 1 times",
         "silent, shut out": "median 4.000 s, p99 4.000 s, max 4.000 s, 1 times",
         "pause, async": "median 0.100 s, p99 0.100 s, max 0.100 s, 1 times",
         "pause, ssp": "none",
         "pause, sync": "none",
+        "pause, failover": "median 0.300 s, p99 0.300 s, max 0.300 s, 1 times",
+        "server killed, told": "median 0.100 s, p99 0.100 s, max 0.100 s, 1 times",
         "step after shut out": "median 0.010 s, p99 0.010 s, max 0.010 s, 1 times",
         "started again": "median 5.000 s, p99 8.000 s, max 8.000 s, 8 times",
     }

@@ -107,6 +107,24 @@ def test_the_same_content_is_the_same_bytes(tmp_path):
 # Before the first one
 
 
+def test_a_file_that_was_begun_is_begun_again(tmp_path):
+    """By who stands in for the server that has died while it wrote."""
+    store, name = Store(tmp_path, 1), "server-0.safetensors"
+    store.write(100, name, tensors(50, 0))
+    record = store.write(100, name, tensors(100, 0))
+    verify(store.commit(100, [record], {}))
+
+
+def test_a_checkpoint_that_was_committed_is_committed(tmp_path):
+    """Who did it may have died before it could say so."""
+    store = Store(tmp_path, 1)
+    record = store.write(100, "server-0.safetensors", tensors(100, 0))
+    path = store.commit(100, [record], {"what": 1})
+    assert store.commit(100, [record], {"what": 1}) == path
+    with pytest.raises(FileNotFoundError):
+        store.commit(100, [record], {"what": 2})
+
+
 def test_prepare_makes_the_folder(tmp_path):
     folder = tmp_path / "a" / "b"
     Store(folder, 1).prepare()

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from psgrad.checkpoint import InlineWriter, ThreadWriter
+from psgrad.checkpoint.writer import ToldWriter
 from psgrad.errors import ProtocolError
 
 KINDS = [InlineWriter, ThreadWriter]
@@ -77,3 +78,50 @@ def test_inline_work_is_done_where_it_was_asked_for():
     writer = InlineWriter()
     writer.submit(threading.current_thread)
     assert writer.poll() is threading.current_thread()
+
+
+# Writers that are told
+
+
+def test_work_is_done_when_it_is_told():
+    writer = ToldWriter(InlineWriter())
+    writer.submit(lambda: 3)
+    assert (writer.busy, writer.poll()) == (True, None)
+    assert (writer.outcome(), writer.outcome()) == (3, None)
+    assert (writer.busy, writer.poll()) == (True, None)
+    writer.tell(4)  # what is told counts
+    assert (writer.poll(), writer.poll(), writer.busy) == (4, None, False)
+
+
+def test_what_is_done_elsewhere_is_not_done_here():
+    done = []
+    writer = ToldWriter()
+    writer.submit(lambda: done.append(1))
+    with pytest.raises(ProtocolError):
+        writer.submit(lambda: 2)
+    writer.finish()
+    assert (writer.outcome(), done) == (None, [])
+    writer.tell("there")
+    assert (writer.poll(), writer.busy) == ("there", False)
+
+
+@pytest.mark.parametrize(("told", "runs"), [(None, 1), ("there", 0)])
+def test_what_was_not_ended_elsewhere_is_done_here(told, runs):
+    done = []
+    writer = ToldWriter()
+    writer.submit(lambda: done.append(1) or "here")
+    if told:
+        writer.tell(told)
+    writer.begin(InlineWriter())
+    assert len(done) == runs
+    if runs:
+        writer.tell(writer.outcome())
+    assert writer.poll() == (told or "here")
+    writer.submit(lambda: "next")
+    assert writer.outcome() == "next"
+
+
+def test_begin_without_work():
+    writer = ToldWriter()
+    writer.begin(InlineWriter())
+    assert (writer.busy, writer.outcome()) == (False, None)

@@ -48,16 +48,23 @@ def names(folder):
     ],
     ids=["plain", "codecs", "overlap", "local steps"],
 )
-def test_in_sync_mode_a_run_ends_as_if_it_had_not_been_interrupted(mpi, tmp_path, more):
+def test_in_sync_mode_a_run_ends_as_if_it_had_not_been_interrupted(any_mpi, tmp_path, more):
     options = ["--mode", "sync", *SMALL, *more]
     every = 15 if "--accumulate" in more else 30
-    whole, _ = train(mpi, tmp_path / "whole", *options)
-    cut, _ = train(mpi, tmp_path / "cut", *options, "--checkpoint-every", every)
+    whole, _ = train(any_mpi, tmp_path / "whole", *options)
+    cut, _ = train(any_mpi, tmp_path / "cut", *options, "--checkpoint-every", every)
     folder = tmp_path / "cut" / "checkpoints"
     assert names(folder) == [f"step-{every:08d}"]
     servers = 2 if "--codec" in more else 1
     on, seen = train(
-        mpi, tmp_path / "on", *options, "--resume", folder, "--servers", servers, ranks=3 + servers
+        any_mpi,
+        tmp_path / "on",
+        *options,
+        "--resume",
+        folder,
+        "--servers",
+        servers,
+        ranks=3 + servers,
     )
     for summary in (cut, on):
         assert summary["params_sha256"] == whole["params_sha256"]
@@ -80,13 +87,13 @@ def test_on_another_number_of_ranks(mpi, tmp_path, mode, workers, servers):
     assert summary["test_accuracy"] >= 0.9
 
 
-def test_the_same_folder_goes_on_with_auto(mpi, tmp_path):
+def test_the_same_folder_goes_on_with_auto(any_mpi, tmp_path):
     """As a job that is submitted again and again does."""
     arguments = ["--mode", "sync", *SMALL, *EVERY, "--resume", "auto"]
     arguments += ["--checkpoint-dir", tmp_path / "kept"]
-    first, seen = train(mpi, tmp_path / "run", *arguments)
+    first, seen = train(any_mpi, tmp_path / "run", *arguments)
     assert "there is no checkpoint in" in seen
-    again, seen = train(mpi, tmp_path / "again", *arguments)
+    again, seen = train(any_mpi, tmp_path / "again", *arguments)
     assert "there is no checkpoint in" not in seen
     assert again["params_sha256"] == first["params_sha256"]
     assert names(tmp_path / "kept") == ["step-00000030"]
@@ -95,21 +102,21 @@ def test_the_same_folder_goes_on_with_auto(mpi, tmp_path):
 # What goes wrong with the folder
 
 
-def test_every_checkpoint_of_a_run_and_a_run_that_goes_on(mpi, tmp_path):
+def test_every_checkpoint_of_a_run_and_a_run_that_goes_on(any_mpi, tmp_path):
     folder = tmp_path / "made"
-    whole, said = script(mpi, "plain", folder, **making(folder))
+    whole, said = script(any_mpi, "plain", folder, **making(folder))
     assert said == []
     assert (whole["written"], whole["failed"]) == (6, 0)
     assert names(folder) == ["step-00000024", "step-00000020", "step-00000016"]
-    on, said = script(mpi, "plain", folder, resume=str(folder / "step-00000016"))
+    on, said = script(any_mpi, "plain", folder, resume=str(folder / "step-00000016"))
     assert said == []
     assert (on["sha256"], on["resumed"]) == (whole["sha256"], 16)
 
 
-def test_a_folder_that_is_gone_costs_checkpoints_and_nothing_else(mpi, tmp_path):
+def test_a_folder_that_is_gone_costs_checkpoints_and_nothing_else(any_mpi, tmp_path):
     folder = tmp_path / "made"
-    whole, _ = script(mpi, "plain", tmp_path)
-    summary, said = script(mpi, "removed", folder, **making(folder))
+    whole, _ = script(any_mpi, "plain", tmp_path)
+    summary, said = script(any_mpi, "removed", folder, **making(folder))
     assert summary["sha256"] == whole["sha256"]
     assert (summary["written"], summary["failed"]) == (1, 5)
     assert said == [
@@ -119,9 +126,9 @@ def test_a_folder_that_is_gone_costs_checkpoints_and_nothing_else(mpi, tmp_path)
     ]
 
 
-def test_a_folder_that_comes_back_is_written_to_again(mpi, tmp_path):
+def test_a_folder_that_comes_back_is_written_to_again(any_mpi, tmp_path):
     folder = tmp_path / "made"
-    summary, said = script(mpi, "back again", folder, **making(folder))
+    summary, said = script(any_mpi, "back again", folder, **making(folder))
     assert (summary["written"], summary["failed"]) == (4, 2)
     assert [line.split()[3] for line in said] == ["8", "12"]
     assert names(folder) == ["step-00000024", "step-00000020", "step-00000016"]
@@ -140,10 +147,10 @@ def small_disk(place, nbytes):
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_costs_checkpoints_and_nothing_else(mpi, tmp_path):
+def test_a_full_disk_costs_checkpoints_and_nothing_else(any_mpi, tmp_path):
     folder = tmp_path / "disk"
     with small_disk(folder, 4 << 20):
-        summary, said = script(mpi, "full", folder, **making(folder))
+        summary, said = script(any_mpi, "full", folder, **making(folder))
         assert (summary["written"], summary["failed"]) == (4, 2)
         assert [line.split()[3] for line in said] == ["8", "12"]
         assert all("No space left on device; training goes on" in line for line in said)
@@ -151,14 +158,14 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(mpi, tmp_path):
         assert newest(folder)[0].manifest.step == 24
 
 
-def test_a_torn_checkpoint_is_named_and_the_one_before_it_is_taken(mpi, tmp_path):
+def test_a_torn_checkpoint_is_named_and_the_one_before_it_is_taken(any_mpi, tmp_path):
     folder = tmp_path / "made"
-    whole, _ = script(mpi, "plain", folder, **making(folder))
+    whole, _ = script(any_mpi, "plain", folder, **making(folder))
     file = folder / "step-00000024" / "server-0.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    on, said = script(mpi, "plain", folder, resume=str(folder))
+    on, said = script(any_mpi, "plain", folder, resume=str(folder))
     assert len(said) == 1
     assert said[0].startswith(f"psgrad: warning: {file} is damaged: its checksum is ")
     assert (on["sha256"], on["resumed"]) == (whole["sha256"], 20)
@@ -201,12 +208,12 @@ FAILS = {
 
 
 @pytest.mark.parametrize("case", FAILS)
-def test_what_cannot_be_is_one_line(mpi, tmp_path, made, case):
+def test_what_cannot_be_is_one_line(any_mpi, tmp_path, made, case):
     arguments, expected, text = FAILS[case]
     arguments = [made if argument == "MADE" else argument for argument in arguments]
     options = ["--mode", "sync", *SMALL, *([] if "--codec" in arguments else CODEC), *arguments]
     (tmp_path / "file").write_text("no folder")
-    status, stdout, stderr = mpi.psgrad(["run", "--np", 4, "--", *options], cwd=tmp_path)
+    status, stdout, stderr = any_mpi.psgrad(["run", "--np", 4, "--", *options], cwd=tmp_path)
     assert status == expected, stderr
     assert stdout == ""
     lines = [line for line in stderr.splitlines() if line.startswith("psgrad: error: ")]
@@ -220,8 +227,8 @@ def test_what_cannot_be_is_one_line(mpi, tmp_path, made, case):
 CODEC = ["--codec", "topk:0.1"]
 
 
-def test_the_checkpoint_of_these_cases_is_one_that_can_be_gone_on_from(mpi, tmp_path, made):
+def test_the_checkpoint_of_these_cases_is_one_that_can_be_gone_on_from(any_mpi, tmp_path, made):
     options = ["--mode", "sync", *SMALL, *CODEC, "--resume", made]
-    summary, _ = train(mpi, tmp_path / "run", *options)
+    summary, _ = train(any_mpi, tmp_path / "run", *options)
     assert summary["steps"] == 135
     assert Checkpoint.open(found(made)[0]).manifest.state["servers"] == 1

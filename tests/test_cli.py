@@ -133,6 +133,7 @@ def test_every_option_names_a_key(option):
         ("--partition", "by-label", "dataset.partition", "by-label"),
         ("--seed", "9", "seed", 9),
         ("--device", "cpu", "device", "cpu"),
+        ("--replicas", "0", "replicas", 0),
         ("--chunk-bytes", "65536", "chunk_bytes", 65536),
         ("--overlap", "on", "overlap", "on"),
         ("--precision", "bfloat16", "precision", "bfloat16"),
@@ -169,6 +170,12 @@ def test_servers_are_the_first_component_of_a_het_job_unless_said_otherwise(trai
 def test_gpus_are_shared_only_where_that_is_said(trained):
     assert config_of(trained, "--gpu-share").gpu_share
     assert not config_of(trained).gpu_share
+
+
+def test_replicas_need_a_second_server(trained, capsys):
+    more = ("--fault-tolerant", "--replicas", "1")
+    assert config_of(trained, "--servers", "2", *more).replicas == 1
+    assert "needs a second server" in refusal(capsys, "train", *more)
 
 
 def test_the_table_above_has_every_option():

@@ -369,6 +369,7 @@ def test_a_wrong_type(values, text):
         ("checkpoint_keep", 0, "checkpoint_keep must be at least 1, got 0"),
         ("lease", 0, "lease must be above 0, got 0.0"),
         ("spares", -1, "spares must be at least 0, got -1"),
+        ("replicas", -1, "replicas must be at least 0, got -1"),
         ("server_threads", -1, "server_threads must be at least 0, got -1"),
         ("walltime_margin", -1, "walltime_margin must be at least 0, got -1.0"),
         ("stall", -1, "stall must be at least 0, got -1.0"),

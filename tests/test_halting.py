@@ -114,6 +114,7 @@ class Run:
         """Every rank has ended alike, and rank 0 says it."""
         assert all(type(end) is kind for end in self.ends.values()), self.ends
         assert [rank for rank, end in self.ends.items() if end.spokesman] == [0]
+        assert len({str(end) for end in self.ends.values()}) == 1
         return str(self.ends[0])
 
 
@@ -324,7 +325,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path):
             shutil.rmtree(folder)
             folder.write_text("no folder")
 
-    run = Run(folder, script({(0, 3)}, before=before), every="1000")
+    run = Run(folder, script({(0, 3)}, before=before), every="1000", servers=2)
     said = run.check_stopped(NotSavedError)
     assert said.startswith(
         "stopped by a test at worker 0, and nothing is saved: checkpoint 3 was not written: "
@@ -416,8 +417,10 @@ def test_groups_stop_at_the_next_multiple(tmp_path):
 
 
 @pytest.mark.parametrize("bound", [0, 1])
-def test_where_workers_may_die(tmp_path, bound):
-    run = Run(tmp_path, script({(0, 4)}), bound=bound, fault_tolerant=True, servers=2)
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_where_ranks_may_die(tmp_path, bound, replicas):
+    options = {"fault_tolerant": True, "servers": 2, "replicas": replicas}
+    run = Run(tmp_path, script({(0, 4)}), bound=bound, **options)
     run.check_stopped()
 
 

@@ -155,6 +155,22 @@ def test_ranks_that_can_are_asked_to_stop_behind_a_checkpoint(signum):
     assert err.startswith("psgrad: stopping behind a checkpoint; a second signal aborts\n")
 
 
+def test_ranks_that_are_not_up_yet_are_asked_when_they_are(tmp_path, monkeypatch):
+    """Where it is known that they will be; a named pipe holds this one up."""
+    os.mkfifo(tmp_path / "go")
+    late = "open(sys.argv[2]).read()\nprint('ready', flush=True)\nmark"
+    code = ENDS.replace("mark", "print('ready', flush=True)\n" + late, 1)
+    code = code.replace("sys.argv[1]])", "*sys.argv[1:]])")
+    known = LAUNCHER.replace("sys.argv[1])", "sys.argv[1], stoppable=True)")
+    monkeypatch.setitem(globals(), "LAUNCHER", known)
+    launcher = Launcher(code, 1, MARK, str(tmp_path / "go"))
+    launcher.process.send_signal(signal.SIGTERM)
+    (tmp_path / "go").write_text("now")
+    status, err = launcher.end()
+    assert status == 75
+    assert err.startswith("psgrad: stopping behind a checkpoint; a second signal aborts\n")
+
+
 def test_a_program_that_takes_the_signal_and_is_no_rank_is_not_asked():
     launcher = Launcher(ENDS, 1, "of its own")
     launcher.process.send_signal(signal.SIGTERM)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -143,9 +145,9 @@ DIGITS = load(DatasetOptions())
 BATCHES = [np.arange(16), np.arange(16, 40)]
 
 
-def gradient(precision, scale, hooks=None):
+def gradient(precision, scale, hooks=None, kernels=cpu):
     copy = Copy(MODEL.init(DIGITS.features, DIGITS.classes, seed=1))
-    compute = Compute(MODEL, copy, cpu, precision, scale)
+    compute = Compute(MODEL, copy, kernels, precision, scale)
     result = compute.gradient(DIGITS, BATCHES, hooks and hooks(copy))
     return result, copy.grads
 
@@ -207,6 +209,15 @@ def test_hooks_see_gradients_that_are_final():
 
     gradient("float16", LossScale(), hooks)
     assert told == ["layer1.weight", "layer1.bias", "layer0.weight", "layer0.bias"]
+
+
+def test_what_comes_back_from_a_device_is_divided_there():
+    apart = SimpleNamespace(**{**vars(cpu), "device": "gpu", "asarray": np.array})
+    here, grads = gradient("float16", LossScale())
+    there, others = gradient("float16", LossScale(), kernels=apart)
+    assert there == here
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(others[name], grad)
 
 
 def test_an_evaluation_is_in_float32():

@@ -67,6 +67,16 @@ REFUSED = [
         {"fault_tolerant": True, "segments": [psgrad.SegmentOptions("b", members=(0,))]},
         "segment 'b' has members, and fault_tolerant in sync mode commits rounds of all workers",
     ),
+    ({"replicas": 2, "servers": 2}, "replicas must be 0 or 1, got 2"),
+    ({"replicas": 1}, "replicas 1 needs a second server to keep them, servers is 1; use --servers"),
+    (
+        {"replicas": 1, "servers": 2},
+        "replicas 1 is for runs that go on when a rank dies; use psgrad run --elastic, or",
+    ),
+    (
+        {"replicas": 1, "servers": 2, "fault_tolerant": True, "shared_memory": "on"},
+        "with replicas 1 gradients and parameters go by message, with shared_memory on they do not",
+    ),
 ]
 
 
@@ -133,3 +143,8 @@ def test_the_ranks_must_suffice(size, text):
     with pytest.raises(ConfigError, match=text.replace("(", r"\(")):
         options.roles(size)
     assert options.roles(5).workers == 3
+
+
+def test_replicas_get_everything_by_message():
+    options = Options(replicas=1, servers=2, fault_tolerant=True)
+    assert options.shared_memory == "off"

@@ -145,6 +145,20 @@ def test_a_record_that_was_not_written_is_status_1(tmp_path, capfd, there):
     assert relaunch.supervise(Job(python(code), record=record), os.environ) == 0
 
 
+@pytest.mark.parametrize(("stoppable", "status"), [(False, 143), (True, 75)])
+def test_a_signal_between_attempts_loses_nothing_where_there_are_checkpoints(
+    monkeypatch, stoppable, status
+):
+    def wait(stops, seconds):
+        stops.signums.append(signal.SIGTERM)
+        return True
+
+    monkeypatch.setattr(jobs, "attempt", lambda *_: jobs.Ended(137, b""))
+    monkeypatch.setattr(relaunch.Stops, "wait", wait)
+    plan = replace(python("pass"), stoppable=stoppable)
+    assert relaunch.supervise(Job(plan), os.environ, 3) == status
+
+
 @pytest.mark.parametrize(("stoppable", "said"), [(False, "; nothing is saved: "), (True, "")])
 def test_a_training_without_checkpoints_that_is_stopped_is_said_to_be_lost(
     tmp_path, capfd, monkeypatch, stoppable, said

@@ -70,7 +70,7 @@ PLANTED = [
     (SRUN, " --cpus-per-task=8 psgrad", " psgrad", 7, "gives each rank one core, not 8"),
     (SRUN, "--cpus-per-task=8 psgrad", "python -m psgrad", 7, "gives each rank one core, not 8"),
     (SRUN, "--mpi=pmi2 ", "", 7, "depends on the site"),
-    (SRUN, "--mpi=pmi2", "--mpi=pmix", 7, "mpich does not speak pmix"),
+    (SRUN, "--mpi=pmi2", "--mpi=pmix", 7, "mpich speaks pmix only"),
     (SRUN, "psgrad train", "psgrad run --", 7, "once for each task"),
     (SRUN, "--cpus-per-task=8 psgrad", "-c8 -n 16 psgrad", 7, "16 ranks are started"),
     (SRUN, "--cpus-per-task=8 p", "-c 8 --gpus-per-task=1 p", 7, "each server would have a GPU"),

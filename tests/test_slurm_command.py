@@ -93,8 +93,9 @@ def test_check_names_file_and_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.sbatch").write_text("#!/bin/sh\n#SBATCH -n 4\nsrun --mpi=pmix psgrad train\n")
     assert main(["slurm", "check", "a.sbatch", "--mpi", "mpich"]) == 1
-    said = "a.sbatch:3: mpich does not speak pmix: all ranks would be 0 of 1; write --mpi=pmi2\n"
-    assert capsys.readouterr().out == said
+    said = capsys.readouterr().out
+    assert said.startswith("a.sbatch:3: mpich speaks pmix only where it was built for it; ")
+    assert said.endswith("; write --mpi=pmi2\n")
 
 
 @pytest.mark.parametrize(

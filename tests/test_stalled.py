@@ -39,12 +39,12 @@ def test_a_worker_that_is_stopped_is_named_and_wakes(mpi, tmp_path):
     assert "nothing has moved" in (folder / "logs" / "coordinator-0.log").read_text()
 
 
-def test_a_worker_that_does_something_else_ends_the_run_where_that_is_wanted(mpi, tmp_path):
+def test_a_worker_that_does_something_else_ends_the_run_where_that_is_wanted(any_mpi, tmp_path):
     """Its stack is in its log: it sleeps where the fault is planted."""
     folder = tmp_path / "run"
     limits = ["--set", "stall=2", "--set", "stall_abort=5"]
     slow = ["--inject", "slow:rank=2,factor=1e6"]
-    with Job(mpi, 4, [*TRAIN, *slow, *limits, "--run-dir", folder], options=()) as job:
+    with Job(any_mpi, 4, [*TRAIN, *slow, *limits, "--run-dir", folder], options=()) as job:
         assert job.status() == 1, job.stderr
         assert not job.left()
     last = job.stderr.splitlines()[-1]

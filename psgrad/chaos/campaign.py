@@ -82,7 +82,8 @@ class References:
 
     def of(self, trial: Trial) -> Reference:
         """For ``trial``. The number of servers does not matter: it must not change a result."""
-        calm = Trial(0, 0, trial.kind, trial.mode, trial.codec, 1, ())
+        # Nor must it whether ranks may die, and servers have replicas.
+        calm = Trial(0, 0, "restarts", trial.mode, trial.codec, 1, (), epochs=trial.epochs)
         losing = any(strike.loses for strike in trial.strikes)
         fewer = range(1, trial.workers) if losing else ()
         with self._lock:
@@ -95,7 +96,7 @@ class References:
         return self._known[trial]
 
     def _run(self, trial: Trial, number: int) -> Outcome:
-        name = f"undisturbed-{trial.kind}-{trial.mode}-{trial.codec}-{trial.workers}-{number}"
+        name = f"undisturbed-{trial.epochs}-{trial.mode}-{trial.codec}-{trial.workers}-{number}"
         folder = self.place / name
         made = carry_out(trial, folder, self.environ, self.limit_s, disturbed=False)
         if made.status or made.summary is None or made.hung:

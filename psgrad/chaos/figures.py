@@ -24,13 +24,17 @@ def table(done: Sequence[tuple[Trial, Outcome, Sequence[str]]]) -> str:
     counts = Counter(f"{t.kind}: {s.strike.victim} {s.strike.blow}" for t, s in struck)
     rows |= {name: str(count) for name, count in sorted(counts.items())}
     killed = [(t, s) for t, s in struck if s.strike.loses and s.strike.blow == KILLED]
+    servers = [s for _, s in struck if s.strike.survived and s.strike.victim != "worker"]
+    failed = [s for s in servers if s.strike.blow == KILLED]
     silent = [s for _, s in struck if s.strike.loses and s.strike.blow in (STOPPED, WOKEN)]
     rows |= {
         "killed, told": _times([s.told_s for _, s in killed]),
+        "server killed, told": _times([s.told_s for s in failed]),
         "silent, shut out": _times([s.told_s for s in silent]),
         "pause, async": _times([s.pause_s for t, s in killed if t.mode == "async"]),
         "pause, ssp": _times([s.pause_s for t, s in killed if t.mode == "ssp"]),
         "pause, sync": _times([s.pause_s for t, s in killed if t.mode == "sync"]),
+        "pause, failover": _times([s.pause_s for s in failed]),
         "step after shut out": _times([s.resumed_s for s in silent]),
         "started again": _times([s.resumed_s for _, s in struck if not s.strike.survived]),
     }

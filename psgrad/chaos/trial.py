@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Final
 
@@ -52,6 +53,10 @@ class Kind:
 
 ENDING: Final = (Victim("worker"), Victim("server"), Victim("rank 0"), Victim("mpiexec"))
 LIVING: Final = Victim("worker", (KILLED, KILLED, FROZEN, STOPPED, WOKEN, HELD), survived=True)
+LED: Final = (  # by a rank that others can stand in for
+    Victim("server", survived=True),
+    Victim("rank 0", survived=True),
+)
 KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
     {
         "restarts": Kind(ENDING),
@@ -61,6 +66,14 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
             ("--set", f"lease={LEASE_S:g}"),
             restarts=(RESTARTS, RESTARTS, 0),
             # What a worker has left is gone through last, by itself: that takes time to even out.
+            epochs=60,
+        ),
+        "replicas": Kind(
+            (LIVING, *LED, *LED, *LED, ENDING[3]),
+            ("--elastic",),
+            ("--set", f"lease={LEASE_S:g}", "--replicas", "1"),
+            servers=(2,),
+            restarts=(RESTARTS, RESTARTS, 0),
             epochs=60,
         ),
     }
@@ -87,7 +100,7 @@ class Strike:
     @property
     def loses(self) -> bool:
         """Whether a worker is out of a run that goes on."""
-        return self.survived and self.blow != HELD
+        return self.survived and self.victim == "worker" and self.blow != HELD
 
     def __str__(self) -> str:
         who = self.victim if self.victim in ("mpiexec", "rank 0") else f"{self.victim} {self.rank}"
@@ -107,6 +120,7 @@ class Trial:
     servers: int
     strikes: tuple[Strike, ...]
     restarts: int = RESTARTS
+    epochs: int = 24
     workers: int = WORKERS
 
     @property
@@ -117,14 +131,14 @@ class Trial:
     @property
     def steps(self) -> int:
         """How many one worker has to do."""
-        return STEPS * KINDS[self.kind].epochs
+        return STEPS * self.epochs
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Those of ``psgrad train``, without checkpoints."""
         return (
             "--mode", self.mode, "--codec", self.codec, "--servers", str(self.servers),
-            "--epochs", str(KINDS[self.kind].epochs), "--set", f"batch_size={BATCH}",
+            "--epochs", str(self.epochs), "--set", f"batch_size={BATCH}",
             "--set", "metrics=all", "--progress", "off", *KINDS[self.kind].train,
         )  # fmt: skip
 
@@ -146,13 +160,18 @@ def draw(seed: int, index: int, kinds: Sequence[str] = tuple(KINDS)) -> Trial:
     restarts = chance.choice(KINDS[kind].restarts)
     strikes: list[Strike] = []
     for _ in range(chance.choices((1, 2, 3), (6, 3, 1))[0]):
-        begun = bool(strikes) and strikes[-1].survived
-        strike = _strike(chance, KINDS[kind], servers, begun)
+        # What was struck since the last one that ended an attempt.
+        since = list(takewhile(lambda strike: strike.survived, reversed(strikes)))
+        strike = _strike(chance, KINDS[kind], servers, begun=bool(since))
+        if strike.victim != "worker" and any(s.victim != "worker" for s in since):
+            strike = replace(strike, survived=False)  # one server may die, not two
         # Nobody is struck twice in a run that goes on, and one worker is left to do so.
-        gone = {s.rank for s in strikes if s.survived}
-        if not (strike.survived and (strike.rank in gone or len(gone) == WORKERS - 1)):
+        gone = {s.rank for s in strikes if s.survived and s.victim == "worker"}
+        one_more = strike.survived and strike.victim == "worker"
+        if not (one_more and (strike.rank in gone or len(gone) == WORKERS - 1)):
             strikes.append(strike)
-    return Trial(seed, index, kind, mode, codec, servers, tuple(strikes), restarts)
+    epochs = KINDS[kind].epochs
+    return Trial(seed, index, kind, mode, codec, servers, tuple(strikes), restarts, epochs)
 
 
 def _strike(chance: random.Random, kind: Kind, servers: int, begun: bool) -> Strike:

@@ -27,7 +27,7 @@ WITHIN_S: Final = 0.5  # after the last step before a blow: a pause that begins 
 class Struck:
     """A strike that was carried out; times are in seconds, None where there was nothing to see.
 
-    ``told_s``: until the run said that the worker is gone; ``pause_s``: the longest gap between a
+    ``told_s``: until the run said that somebody is gone; ``pause_s``: the longest gap between a
     survivor's steps, less its usual one; ``resumed_s``: until the next step of anybody, of a run
     that goes on since it was told, of one that was started again since the blow.
     """
@@ -178,7 +178,7 @@ class Watch:
         self.struck.append(struck)
         if not strike.survived:
             self._ended, self._over = (struck, now_s), True
-        elif strike.loses:
+        elif strike.blow != HELD:
             self._pending.append(_Pending(struck, now_s, victim, known))
         return True
 

@@ -76,8 +76,8 @@ class Store:
         temporary = self._temporary(step)
         with contextlib.suppress(FileExistsError):
             os.mkdir(temporary)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary / name)  # its writer has died, and another one writes it
+        if (temporary / name).exists():  # who began it has died, and another one writes it
+            os.unlink(temporary / name)
         return write_tensors(temporary / name, tensors)
 
     def commit(self, step: int, files: Sequence[FileRecord], state: Mapping[str, Any]) -> Path:

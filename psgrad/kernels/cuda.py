@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-from importlib import resources
 from typing import Any, Final
 
 import cupy
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from psgrad.errors import ConfigError, unknown_name
 from psgrad.kernels import ACTIVATIONS, LAYER_NORM_EPS, Array
+from psgrad.kernels.cuda_launch import launch
 from psgrad.kernels.gemm import Product, product
 
 xp = cupy
@@ -199,28 +199,5 @@ def causal_softmax_backward(grad: Array, p: Array, scale: float) -> None:
 
 
 def _launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:
-    """Queue kernel ``name`` of the first argument's dtype; the kernels get bare pointers."""
-    first = arguments[0]
-    for argument in arguments:
-        if isinstance(argument, cupy.ndarray):
-            assert argument.flags.c_contiguous, f"{name} needs contiguous arrays"
-    _function(f"{name}_{SUFFIX[first.dtype.char]}")(grid, block, arguments)
-
-
-@functools.cache
-def _function(name: str) -> Any:
-    """A kernel of nn.cu by its name; the first call compiles the file."""
-    try:
-        return _module().get_function(name)
-    except (RuntimeError, cupy.cuda.compiler.CompileException) as error:
-        cause = (str(error).splitlines() or ["no reason given"])[0]
-        raise ConfigError(
-            f"CuPy cannot compile the GPU kernels ({cause}): it needs NVRTC and the CUDA headers, "
-            "which pip install 'cupy-cuda13x[ctk]' (or cuda12x) brings; or use device 'cpu'"
-        ) from error
-
-
-@functools.cache
-def _module() -> Any:
-    source = resources.files("psgrad.kernels").joinpath("nn.cu").read_text(encoding="utf-8")
-    return cupy.RawModule(code=source, options=("--std=c++17",))
+    """Queue kernel ``name`` of the first argument's dtype."""
+    launch("nn", f"{name}_{SUFFIX[arguments[0].dtype.char]}", grid, block, *arguments)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,8 @@ from psgrad.models.hooks import Hooks
 from psgrad.models.layers import check_init, glorot, mean_scale
 from psgrad.models.sublayers import AttentionBranch, FeedBranch, Normed, Pass
 
-_BROADER = 4  # the inner width of a block's two dense layers, over the outer one
-_EMBEDDING = 0.02  # the deviation of the embeddings
+_BROADER: Final = 4  # the inner width of a block's two dense layers, over the outer one
+_EMBEDDING: Final = 0.02  # the deviation of the embeddings
 
 
 @dataclass(frozen=True)

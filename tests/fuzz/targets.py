@@ -10,6 +10,7 @@ from dataclasses import asdict
 import numpy as np
 from payloads import CASES, check
 
+from fuzz import replicated
 from fuzz.engine import Target
 from fuzz.files import FILES
 from fuzz.mutate import Dice
@@ -132,6 +133,7 @@ TABLE = (
     *(payloads(name) for name in CODECS),
     *ROLES,
     *RECOVERY,
+    *replicated.targets(right_checksum),
     Target("record", (recorded(),), read_record, wire=False),
     *FILES,
     *STORED,

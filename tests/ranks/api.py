@@ -1,6 +1,7 @@
 """What each rank of tests/test_session.py runs: any failed assertion ends the job."""
 
 import contextlib
+import functools
 import sys
 
 import numpy as np
@@ -108,7 +109,7 @@ def caught(worker):
     raise AssertionError("another shape on one worker was accepted")
 
 
-def nothing_lost(worker):
+def nothing_lost(worker, mean):
     """With plain SGD and error feedback, what all workers pushed arrives, in whatever pieces."""
     params = worker.register(arrays(0.0))
     sums = {name: np.zeros(value.shape, np.float64) for name, value in params.items()}
@@ -128,7 +129,7 @@ def nothing_lost(worker):
     worker.pull(dense=True)
     for name, value in params.items():
         # An asynchronous push is a whole step; a synchronous round is the mean of three.
-        expected = -0.1 * sums[name] / (1 if ASYNC else worker.size)
+        expected = -0.1 * sums[name] / (worker.size if mean else 1)
         assert np.allclose(value, expected, rtol=1e-4, atol=1e-4), name
 
 
@@ -531,10 +532,11 @@ OPTIONS = {
 }
 
 in_parts_by_message = in_parts  # chunks of 8192 bytes do not ride in a header's message
-ASYNC = "async" in sys.argv
 
-if __name__ == "__main__":
-    case, ranks = sys.argv[1], int(sys.argv[2])
+
+def play(case, ranks):
+    """One run of all ranks; ``case`` is ``nothing_lost/CODEC/MODE`` or a name."""
+    case, *more = case.split("/")
     if case == "early":
         from mpi4py import MPI
 
@@ -547,9 +549,12 @@ if __name__ == "__main__":
         options["staleness"] = MPI.COMM_WORLD.rank // 2
     if case == "servers":
         options["servers"] = ranks
-    if case == "nothing_lost":
-        options |= {"codec": sys.argv[3], "staleness": None if ASYNC else 0, "chunk_bytes": 2048}
     main = globals().get(case, views)
+    if case == "nothing_lost":
+        codec, mode = more
+        options |= {"codec": codec, "staleness": {"sync": 0, "async": None}[mode]}
+        options["chunk_bytes"] = 2048
+        main = functools.partial(nothing_lost, mean=mode == "sync")
     if case == "communicator":
         # Two runs after each other, on a communicator of the caller's that stays the caller's.
         from mpi4py import MPI
@@ -566,4 +571,9 @@ if __name__ == "__main__":
             from mpi4py import MPI
 
             assert value == (None if MPI.COMM_WORLD.rank == 0 else "main's value")
-    print("ok")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        play(name, int(sys.argv[1]))
+        print(name)

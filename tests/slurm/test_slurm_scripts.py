@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ TRAINING = ("--mode", "sync", "--epochs", "3")
 QUIET = {"OMP_NUM_THREADS": "1", "PSGRAD_PROGRESS": "off"}
 # A node here claims more cores than there are, so Open MPI does not see that ranks share them.
 YIELDING = {"OMPI_MCA_mpi_yield_when_idle": "1"}
+RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 class Job(NamedTuple):
@@ -68,25 +70,32 @@ def has_trained(job, servers, workers):
     assert "test accuracy" in job.text
 
 
-def undisturbed(mpi, folder, *arguments):
-    """The digest of the parameters of such a run on this machine, with 2 servers and 6 workers."""
-    place = folder / "undisturbed"
-    done = mpi.psgrad(
-        ["run", "--np", "8", "--", "--servers", "2", "--run-dir", place, *arguments], env=QUIET
-    )
-    assert done.status == 0, done.stderr
-    return json.loads((place / "summary.json").read_text())["params_sha256"]
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """``undisturbed(mpi, *arguments)``: the digest of the parameters of such a run on this machine,
+    with 2 servers and 6 workers."""
+
+    @functools.cache
+    def run_once(mpi, *arguments):
+        place = tmp_path_factory.mktemp("undisturbed") / "run"
+        done = mpi.psgrad(
+            ["run", "--np", "8", "--", "--servers", "2", "--run-dir", place, *arguments], env=QUIET
+        )
+        assert done.status == 0, done.stderr
+        return json.loads((place / "summary.json").read_text())["params_sha256"]
+
+    return run_once
 
 
 def test_single_node(cluster, mpi, tmp_path):
     has_trained(run(cluster, mpi, tmp_path, "single-node", *TRAINING), 1, 3)
 
 
-def test_several_nodes_come_to_the_bits_of_one(cluster, mpi, tmp_path):
+def test_several_nodes_come_to_the_bits_of_one(cluster, mpi, tmp_path, undisturbed):
     """Synchronous sums are in worker order, whatever carries them and wherever ranks are."""
     many = run(cluster, mpi, tmp_path, "multi-node", *TRAINING)
     has_trained(many, 2, 6)
-    assert many.summary["params_sha256"] == undisturbed(mpi, tmp_path, *TRAINING)
+    assert many.summary["params_sha256"] == undisturbed(mpi, *TRAINING)
 
 
 @pytest.mark.parametrize("mpi", ["mpich"], indirect=True)  # what srun --mpi=pmi2 starts
@@ -129,7 +138,7 @@ def test_a_sweep(cluster, mpi, tmp_path):
 
 @pytest.mark.parametrize("mpi", ["openmpi"], indirect=True)  # it alone lets ranks die
 def test_elastic_training_goes_on_without_a_worker(cluster, mpi, tmp_path):
-    arguments = ("--mode", "sync", "--epochs", "20", "--inject", "slow:rank=2,factor=8")
+    arguments = ("--mode", "sync", "--epochs", "10", "--inject", "slow:rank=2,factor=40")
     job = submit(cluster, mpi, tmp_path, "elastic", *arguments)
     to_step(10, cluster, tmp_path, job)
     os.kill(rank_of(7, job), signal.SIGKILL)
@@ -151,11 +160,12 @@ def to_step(number, cluster, folder, job):
 
 
 def rank_of(rank, job):
-    """The process of a rank of an Open MPI job of Slurm's, as this PID namespace numbers it."""
-    marks = {f"OMPI_COMM_WORLD_RANK={rank}".encode(), f"SLURM_JOB_ID={job}".encode()}
+    """The process of a rank of a job, as this PID namespace numbers it."""
+    marks = [{f"{name}={rank}".encode(), f"SLURM_JOB_ID={job}".encode()} for name in RANK]
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if marks <= set((place / "environ").read_bytes().split(b"\0")):
+            words = set((place / "environ").read_bytes().split(b"\0"))
+            if any(mark <= words for mark in marks):
                 return int(place.name)
     raise AssertionError(f"no rank {rank} of job {job}")
 
@@ -167,32 +177,45 @@ def test_a_rank_that_fails_has_the_last_word(cluster, mpi, tmp_path):
     assert job.last == f"psgrad: error: {reason}", job.text
 
 
-SLOW = ("--mode", "sync", "--epochs", "8", "--inject", "slow:rank=7,factor=20")
+LONG = ("--mode", "sync", "--epochs", "15")
+SLOW = ("--inject", "slow:rank=7,factor=20")
 URGENT = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=urgent.out")
 
 
 def preempt(cluster, mpi, folder, step, *arguments):
-    """A job that another one preempts when it has come to a step; what it comes to after that."""
-    job = submit(cluster, mpi, folder, "preemptible", *SLOW, *arguments)
+    """A job that another one preempts when it has come to a step; what it comes to after that.
+
+    One worker stands still meanwhile, so that the run cannot end before that.
+    """
+    job = submit(cluster, mpi, folder, "preemptible", *LONG, *SLOW, *arguments)
     to_step(step, cluster, folder, job)
-    cluster.end_of(cluster.submit(*URGENT, "--wrap=hostname", cwd=folder))
+    worker = rank_of(7, job)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        urgent = cluster.submit(*URGENT, "--wrap=hostname", cwd=folder)
+        cluster.until(lambda: cluster.about(job).get("PreemptTime", "None") != "None", "preemption")
+    finally:
+        with suppress(ProcessLookupError):  # killed already
+            os.kill(worker, signal.SIGCONT)
+    cluster.end_of(urgent)
     done = read(cluster, folder, job)
     assert (done.state, cluster.about(job)["Restarts"]) == ("COMPLETED", "1"), done.text
+    assert "goes on from checkpoint" in done.text
     assert done.text.count("test accuracy") == 1
     return done
 
 
-def test_a_preempted_job_ends_with_the_bits_of_one_that_nobody_stopped(cluster, mpi, tmp_path):
+def test_a_preempted_job_ends_with_the_bits_of_one_that_nobody_stopped(
+    cluster, mpi, tmp_path, undisturbed
+):
     done = preempt(cluster, mpi, tmp_path, 5)
     assert "psgrad: error: stopped by SIGUSR1" in done.text
-    assert "goes on from checkpoint" in done.text
-    assert done.summary["params_sha256"] == undisturbed(mpi, tmp_path, *SLOW[:-2])
+    assert done.summary["params_sha256"] == undisturbed(mpi, *LONG)
 
 
 @pytest.mark.parametrize("mpi", ["openmpi"], indirect=True)  # whose daemons end by SIGTERM
-def test_a_job_that_is_preempted_without_a_warning_is_not_lost(cluster, mpi, tmp_path):
+def test_a_job_that_is_preempted_without_a_warning_is_not_lost(cluster, mpi, tmp_path, undisturbed):
     with cluster.without("SlurmctldParameters"):
         done = preempt(cluster, mpi, tmp_path, 15, "--checkpoint-every", "5")
     assert "SIGUSR1" not in done.text
-    assert "goes on from checkpoint" in done.text
-    assert done.summary["params_sha256"] == undisturbed(mpi, tmp_path, *SLOW[:-2])
+    assert done.summary["params_sha256"] == undisturbed(mpi, *LONG)
