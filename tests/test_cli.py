@@ -134,6 +134,7 @@ def test_every_option_names_a_key(option):
         ("--seed", "9", "seed", 9),
         ("--device", "cpu", "device", "cpu"),
         ("--replicas", "0", "replicas", 0),
+        ("--spares", "0", "spares", 0),
         ("--chunk-bytes", "65536", "chunk_bytes", 65536),
         ("--overlap", "on", "overlap", "on"),
         ("--precision", "bfloat16", "precision", "bfloat16"),
