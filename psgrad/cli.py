@@ -43,6 +43,7 @@ OPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "--staleness": ("staleness", "bound of ssp: steps a worker may be ahead of the slowest (3)"),
     "--servers": ("servers", "server ranks (1; in a heterogeneous job of Slurm, its group 0)"),
     "--placement": ("placement", "server ranks: spread over the nodes (the default), or first"),
+    "--spares": ("spares", "ranks that take the places of workers that are lost (0)"),
     "--optimizer": (
         "optimizer.name",
         "sgd, momentum, nesterov, adam, adamw, adagrad, rmsprop or ftrl",
@@ -255,7 +256,7 @@ def _configure(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Con
         text = getattr(arguments, _attribute(option))
         if text is not None:
             given[key] = text if option in STRINGS else config.parse_value(text)
-    for flag in ("json", "record", "fault_tolerant", "gpu_share"):
+    for flag in ("json", "record", "fault_tolerant", "rejoin", "gpu_share"):
         if getattr(arguments, flag):
             given[flag] = True
     if arguments.inject:
@@ -288,6 +289,9 @@ def _train_parser() -> Parser:
         "--fault-tolerant", action="store_true", help="go on without workers that die"
     )
     parser.add_argument("--gpu-share", action="store_true", help="workers may share a GPU")
+    parser.add_argument(
+        "--rejoin", action="store_true", help="workers that were shut out may come back"
+    )
     parser.add_argument(
         "--inject", action="append", metavar="FAULT", help="plant a fault: slow:rank=3,factor=5"
     )

@@ -5,6 +5,9 @@ it would be in the update of some chunks and not of others. So each shard says w
 clock is complete on all its chunks, and with whom; when all have said the same, the coordinator
 commits it, and only then is anything of it applied. A shard that learns of a death before that says
 it again, without the dead; one that learns of it later keeps to what was committed.
+
+A worker that comes in is in every round that is not committed yet. What a shard has said before it
+knew of that counts no more: it says the open round again when the newcomer has pushed it.
 """
 
 from __future__ import annotations
@@ -46,6 +49,10 @@ class Commits:
         self._said.clear()
         return complete
 
+    def admit(self) -> None:
+        """A worker is in from the open round on: what was said of it counts no more."""
+        self._said.clear()
+
 
 @dataclass
 class OpenRound:
@@ -71,6 +78,11 @@ class OpenRound:
             return None
         self._said = said
         return said
+
+    def admit(self) -> None:
+        """A worker is in from the open round on: no chunk has all of it."""
+        self._complete.clear()
+        self._said = None
 
     def commit(self, clock: int) -> None:
         """The round of ``clock`` closes."""

@@ -120,6 +120,20 @@ class Committing:
         self._plan.left(worker)
         self._marked.pop(worker, None)
 
+    def hold(self, held: bool) -> None:
+        """Whether no cut may begin."""
+        self._plan.held = held
+
+    def may_admit(self, clock: int) -> bool:
+        """Whether no cut is under way, nor may be at ``clock``."""
+        return self._plan.may_admit(clock)
+
+    def admit(self, worker: int, clock: int, is_alone: bool) -> None:
+        """A worker has come in, at ``clock``; ``is_alone``: the cut that was announced is none."""
+        self._plan.joined(worker, clock)
+        if is_alone:
+            self._plan.under_way = False
+
     def opened(self, cut: Cut) -> None:
         """All markers have come: every server writes its part from now on."""
         self._plan.opened(cut)

@@ -23,25 +23,22 @@ EVALUATION_BATCH: Final = 1024  # labels
 
 @dataclass(frozen=True)
 class WorkerData:
-    """The samples of one worker, of all, and the test samples that worker 0 evaluates on."""
+    """The samples that workers share, and the test samples that worker 0 evaluates on."""
 
     dataset: Dataset
     training: IndexArray
-    mine: IndexArray
     test: IndexArray
 
 
 def load_data(config: Config, roles: Roles, rank: int) -> WorkerData | None:
-    """The data of the worker on ``rank``; None on a server."""
+    """The data of a worker, or of a spare, on ``rank``; None on a server."""
     if roles.is_server(rank):
         return None
     dataset = data.load(config.dataset, config.model.value.window)
     training, test = data.split(dataset, config.dataset.test_fraction, config.seed)
     if not len(training):
         raise DataError(f"{config.dataset.name}: no samples are left to train on")
-    scheme = config.dataset.partition
-    shares = data.partition(dataset.labels, training, roles.workers, scheme, config.seed)
-    return WorkerData(dataset, training, shares[roles.worker_of(rank)], test)
+    return WorkerData(dataset, training, test)
 
 
 class Copy(Protocol):

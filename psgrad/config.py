@@ -109,6 +109,8 @@ class Config:
     server_threads: int = _key(0, "threads of a server's arithmetic; 0: by its cores", least=0)
     fault_tolerant: bool = _key(False, "go on without workers that die")
     lease: float = _key(30.0, "seconds of silence after which a worker counts as dead", above=0)
+    spares: int = _key(0, "ranks that take the places of workers that are lost", least=0)
+    rejoin: bool = _key(False, "workers that were shut out may come back")
     replicas: int = _key(
         0, "copies of each server, on another one: 0 or 1; then one may die", least=0
     )
@@ -204,6 +206,7 @@ def resolve(sources: Sequence[Source], tables: Tables, dataset: type) -> Config:
     _check_mode(config)
     _check_overlap(config)
     _check_checkpoints(config)
+    _check_newcomers(config)
     return config
 
 
@@ -374,6 +377,31 @@ def _check_checkpoints(config: Config) -> None:
         raise ConfigError(
             "a replay repeats a run from its start, without checkpoints: leave checkpoint_every "
             "and resume out to record"
+        )
+
+
+def _check_newcomers(config: Config) -> None:
+    if not (config.spares or config.rejoin):
+        return
+    key = f"spares {config.spares}" if config.spares else "rejoin"
+    if not config.fault_tolerant:
+        raise ConfigError(
+            f"{key} takes the place of workers that are lost, and without fault_tolerant a loss "
+            "ends the run; start it with psgrad run --elastic"
+        )
+    if config.replicas:
+        raise ConfigError(
+            f"{key} and replicas {config.replicas} do not go together yet: use one of them, and "
+            "checkpoints for the other"
+        )
+    if config.local:
+        raise ConfigError(
+            f"{key} goes on with the parameters of the servers, local updates have others: use "
+            "local_steps 1 and elastic 0, or spares 0 and no rejoin"
+        )
+    if config.record:
+        raise ConfigError(
+            f"{key} has workers come in, which a replay cannot repeat: leave it out to record"
         )
 
 

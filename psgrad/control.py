@@ -30,6 +30,30 @@ class Part(NamedTuple):
     weight: float
 
 
+class Span(NamedTuple):
+    """The clocks between which somebody was a worker; None: since the start, or still."""
+
+    began: int | None = None
+    ended: int | None = None
+
+
+class Change(NamedTuple):
+    """What was told at a rendezvous at which it was not what it was before: who was running, and
+    the ``spans`` of each worker that was ever lost, the oldest first."""
+
+    running: tuple[int, ...]
+    spans: dict[int, tuple[Span, ...]]
+
+
+class Past(NamedTuple):
+    """What a worker that comes in later has missed: how many rendezvous, and what they told."""
+
+    meetings: int = 0
+    changes: tuple[Change, ...] = ()
+    mine: tuple[Span, ...] = ()
+    """Of those that were this worker before."""
+
+
 class Stopped(NamedTuple):
     """Why a run was stopped, and what is safe: checkpoint ``number``, or the ``newest`` one (0:
     there is none), because of ``problem``."""
@@ -61,6 +85,8 @@ class Result(NamedTuple):
     first: int = 0  # of an error, the worker that reports it
     running: tuple[int, ...] = ()
     lost: dict[int, int] = {}  # noqa: RUF012 - of a tuple, which nobody changes
+    spans: dict[int, tuple[Span, ...]] = {}  # noqa: RUF012
+    changed: bool = False
 
 
 def fields(payload: Any, kind: Kind, **types: tuple[type, ...]) -> dict[str, Any]:
@@ -98,22 +124,74 @@ def part(payload: Any) -> Part:
 
 
 def result(payload: Any) -> Result:
-    """A MET. Raises ``WireError``."""
+    """A MET; of ``spans`` it says nothing as long as nobody was lost. Raises ``WireError``."""
     record = _json(payload)
     if isinstance(record, dict) and "error" in record:
         said = fields(payload, Kind.MET, error=(str,), first=(int,))
         return Result({}, said["error"], said["first"])
+    if isinstance(record, dict):
+        record = {"spans": {}, "changed": False, **record}
     said = fields(payload, Kind.MET, mean=(dict,), running=(list,), lost=(dict,))
-    mean, running, lost = said["mean"], said["running"], said["lost"]
-    if not running or not all(type(worker) is int and worker >= 0 for worker in running):
-        raise WireError(f"field 'running' of MET must have worker indices, got {_shown(running)}")
+    mean, lost, change = said["mean"], said["lost"], _change(record, Kind.MET)
     if not all(worker.isdecimal() for worker in lost):
         raise WireError(f"field 'lost' of MET must have worker indices, got {_shown(lost)}")
     return Result(
         {name: _field(mean, Kind.MET, name, (float,)) for name in mean},
         None,
-        running=tuple(running),
+        running=change.running,
         lost={int(worker): _field(lost, Kind.MET, worker, (int,)) for worker in lost},
+        spans=change.spans,
+        changed=_field(record, Kind.MET, "changed", (bool,)),
+    )
+
+
+def past(payload: Any) -> Past:
+    """A REGISTERED of a worker that comes in later. Raises ``WireError``."""
+    said = fields(payload, Kind.REGISTERED, past=(dict,))["past"]
+    meetings = _field(said, Kind.REGISTERED, "meetings", (int,))
+    changes = _field(said, Kind.REGISTERED, "changes", (list,))
+    mine = _field(said, Kind.REGISTERED, "mine", (list,))
+    if not all(map(_is_span, mine)):
+        raise WireError(f"field 'mine' of REGISTERED must be pairs of clocks, got {_shown(mine)}")
+    told = tuple(_change(change, Kind.REGISTERED) for change in changes)
+    return Past(meetings, told, tuple(Span(*span) for span in mine))
+
+
+def past_record(past: Past) -> dict[str, Any]:
+    """What ``past`` reads."""
+    changes = [{"running": c.running, "spans": c.spans} for c in past.changes]
+    return {"meetings": past.meetings, "changes": changes, "mine": past.mine}
+
+
+def admitted(payload: Any) -> int:
+    """An ADMIT: the rank of the worker that comes in. Raises ``WireError``."""
+    rank: int = fields(payload, Kind.ADMIT, rank=(int,))["rank"]
+    return rank
+
+
+def _change(record: Any, kind: Kind) -> Change:
+    if not isinstance(record, dict):
+        raise WireError(f"field 'changes' of {kind.name} must have objects, got {_shown(record)}")
+    running = _field(record, kind, "running", (list,))
+    spans = _field(record, kind, "spans", (dict,))
+    if not running or not all(type(worker) is int and worker >= 0 for worker in running):
+        raise WireError(
+            f"field 'running' of {kind.name} must have worker indices, got {_shown(running)}"
+        )
+    for worker, found in spans.items():
+        if not worker.isdecimal() or not isinstance(found, list) or not all(map(_is_span, found)):
+            raise WireError(
+                f"field 'spans' of {kind.name} must have pairs of clocks by worker, got "
+                f"{_shown(found)} of {worker!r}"
+            )
+    return Change(tuple(running), {int(w): tuple(Span(*s) for s in spans[w]) for w in spans})
+
+
+def _is_span(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(v is None or (type(v) is int and v >= 0) for v in value)
     )
 
 

@@ -1,7 +1,11 @@
 """What rank 0 decides for all workers: rendezvous (means, barriers) and who is done. No I/O.
 
 A rendezvous is complete when every worker whose ``main`` is still running has come to it. Workers
-number their rendezvous from 1; the n-th of one worker meets the n-th of each other.
+number their rendezvous from 1; the n-th of one worker meets the n-th of each other. One that comes
+in later begins with the one that the others come to next.
+
+What became of workers is told at each rendezvous, so that all know the same. Who comes in later is
+told what was said at those before.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from psgrad.control import Part
+from psgrad.control import Change, Part, Past, Span
 from psgrad.errors import ProtocolError
 
 
@@ -30,6 +34,8 @@ class Coordinator:
 
     running: set[int]
     lost: dict[int, int] = field(default_factory=dict)  # workers that died -> their last clock
+    spans: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # of those that ever did
+    past: Past = field(default_factory=Past)  # what was told so far
     _open: dict[int, dict[int, Part]] = field(default_factory=dict)
     _come: dict[int, int] = field(default_factory=dict)  # each worker's last rendezvous
 
@@ -58,7 +64,20 @@ class Coordinator:
     def lose(self, worker: int, clock: int) -> list[Outcome]:
         """A worker has died, after its push of ``clock``: nobody waits for it any more."""
         self.lost[worker] = clock
+        *before, last = self.spans.get(worker, (Span(),))
+        self.spans[worker] = (*before, last._replace(ended=clock))
         return self.finish(worker)
+
+    def admit(self, worker: int, clock: int) -> None:
+        """One that was lost is there again, with pushes after ``clock``."""
+        self.running.add(worker)
+        self.lost.pop(worker)
+        self.spans[worker] = (*self.spans[worker], Span(clock))
+        self._come[worker] = self.past.meetings
+
+    def past_of(self, worker: int) -> Past:
+        """What ``worker``, which was admitted, has missed."""
+        return self.past._replace(mine=self.spans[worker][:-1])
 
     def waiting(self) -> tuple[set[int], set[int]]:
         """Who waits at a rendezvous, and which running workers have not come to it."""
@@ -70,11 +89,24 @@ class Coordinator:
         for sequence in sorted(self._open):
             parts = self._open[sequence]
             if self.running <= parts.keys():
-                lost = {str(w): clock for w, clock in sorted(self.lost.items())}
-                result = {**combine(parts), "running": sorted(self.running), "lost": lost}
+                result = {**combine(parts), **self._tell()}
                 outcomes += [Outcome(worker, sequence, result) for worker in sorted(parts)]
                 del self._open[sequence]
         return outcomes
+
+    def _tell(self) -> dict[str, Any]:
+        """What became of workers, as of a rendezvous that is complete."""
+        told = self.past.changes[-1].spans if self.past.changes else {}
+        changed = told != self.spans
+        running = tuple(sorted(self.running))
+        news = (Change(running, dict(self.spans)),) if changed else ()
+        self.past = Past(self.past.meetings + 1, (*self.past.changes, *news))
+        lost = {str(w): clock for w, clock in sorted(self.lost.items())}
+        said = {"running": list(running), "lost": lost}
+        if not self.spans:
+            return said
+        spans = {str(w): spans for w, spans in sorted(self.spans.items())}
+        return {**said, "spans": spans, "changed": changed}
 
 
 def combine(parts: Mapping[int, Part]) -> dict[str, Any]:

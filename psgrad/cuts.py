@@ -101,6 +101,7 @@ class Marks:
 
     _of: dict[int, deque[tuple[int, int]]] = field(default_factory=dict)  # number, clock
     _used: dict[int, tuple[int, int]] = field(default_factory=dict)  # the last one of each worker
+    _since: dict[int, int] = field(default_factory=dict)  # who came later: in no cut up to this one
 
     def put(self, worker: int, number: int, clock: int) -> None:
         """A marker has come; raises ``ProtocolError`` for one that goes back."""
@@ -120,25 +121,37 @@ class Marks:
 
     def missing(self, live: Collection[int]) -> list[int]:
         """Whose markers are waited for; empty where no cut is open."""
-        return sorted(set(live) - self._of.keys()) if self._of else []
+        if not self._of:
+            return []
+        number = min(queue[0][0] for queue in self._of.values())
+        return sorted(w for w in set(live) - self._of.keys() if self._since.get(w, 0) < number)
 
     def complete(self, live: Collection[int]) -> Cut | None:
         """The cut for which the markers of all workers ``live`` are there, if there is one."""
         if not self._of or self.missing(live):
             return None
-        first = {worker: queue[0] for worker, queue in self._of.items()}
-        numbers = {number for number, _ in first.values()}
+        first = {worker: queue[0] for worker, queue in sorted(self._of.items())}
+        number = min(number for number, _ in first.values())
+        numbers = {n for worker, (n, _) in first.items() if self._since.get(worker, 0) < number}
         if len(numbers) > 1:
             raise ProtocolError(f"workers mark different checkpoints: {sorted(numbers)}")
-        return Cut(numbers.pop(), {worker: clock for worker, (_, clock) in sorted(first.items())})
+        return Cut(number, {worker: clock for worker, (n, clock) in first.items() if n == number})
 
     def drop(self, worker: int) -> None:
         """``worker`` is gone: it is in no cut to come."""
         self._of.pop(worker, None)
+        self._used.pop(worker, None)
+
+    def admit(self, worker: int, number: int) -> None:
+        """``worker`` has come in: it is in no cut up to ``number``."""
+        self._since[worker] = number
 
     def use_up(self) -> None:
         """The complete cut has been made."""
+        number = min((queue[0][0] for queue in self._of.values()), default=0)
         for worker, queue in list(self._of.items()):
+            if queue[0][0] > number:  # of one that was not in this cut
+                continue
             self._used[worker] = queue.popleft()
             if not queue:
                 del self._of[worker]
@@ -157,6 +170,8 @@ class CutPlan:
     """Whether the next cut is the last one."""
     apart: bool = False
     """Whether workers may be at clocks of their own in sync mode: pushes without pulls, groups."""
+    held: bool = False
+    """Whether no cut may begin: a worker comes in, and not all servers know."""
     _last: int = 0  # the number of the last cut, once it was announced
     _gone: set[int] = field(default_factory=set)  # workers that have left
     _since_s: float = math.nan
@@ -191,11 +206,22 @@ class CutPlan:
         """A worker pushes no more."""
         self._gone.add(worker)
 
+    def may_admit(self, clock: int) -> bool:
+        """Whether no cut is under way, nor may be at ``clock``."""
+        if self.bound == 0 and self.every.steps:
+            return clock % self.every.steps != 0 or clock == 0
+        return not self.under_way
+
+    def joined(self, worker: int, clock: int) -> None:
+        """A worker has come in, at ``clock``."""
+        self._gone.discard(worker)
+        self.clocks[worker] = clock
+
     def announce(self, now_s: float) -> Announcement | None:
         """The cut that is to be made now, if one is due and none is under way."""
         local = self.bound == 0 and self.every.steps  # each worker knows by itself
         live = len(self.clocks.keys() - self._gone)
-        if not self.every or self.under_way or not live or self._last:
+        if not self.every or self.under_way or self.held or not live or self._last:
             return None
         if self.stopping:
             return self._announce_last()

@@ -75,7 +75,7 @@ def parse(text: str, roles: Roles) -> Fault:
     if values["rank"] not in roles.worker_ranks:
         raise ConfigError(
             f"inject {text!r}: rank must be a worker, {roles.worker_ranks.start} to "
-            f"{roles.size - 1}, got {values['rank']:g}"
+            f"{roles.worker_ranks[-1]}, got {values['rank']:g}"
         )
     factor = values.get("factor", 1.0)
     if not (math.isfinite(factor) and factor >= 1):

@@ -16,6 +16,7 @@ from psgrad.messages import Header, Kind
 from psgrad.outbox import Outbox
 from psgrad.processes import Process
 from psgrad.roles import Roles
+from psgrad.seats import Seats
 from psgrad.stall import FRAMES, SHOWN, Scene, Told, View, cause, report
 
 ANSWER_S: Final = 2.0  # ranks are asked so long before, or half of the time where that is less
@@ -37,6 +38,8 @@ class Inspector:
         now_s: float,
     ) -> None:
         self._roles = roles
+        self.seats = Seats.of(roles)
+        """Which rank is which worker; that of the server, where it has one."""
         self._run = run
         self._outbox = outbox
         self._stall_s = stall_s
@@ -78,8 +81,12 @@ class Inspector:
         quiet_s = now_s - self._moved_s
         if not self._asked and self.is_quiet(now_s):
             self._asked = True
-            for rank in [*self._roles.server_ranks[1:], *map(self._roles.rank_of, running)]:
+            for rank in self._roles.server_ranks[1:]:
                 self._outbox.post(rank, Header(Kind.ASK, run=self._run))
+            for worker in running:
+                seat = self.seats.holder(worker)
+                header = Header(Kind.ASK, run=self._run, incarnation=seat[1] if seat else 0)
+                self._outbox.post(self.seats.rank_of(worker), header)
         return quiet_s >= self._stall_s and not self._reported
 
     def is_over(self, now_s: float) -> bool:
@@ -102,7 +109,7 @@ class Inspector:
     ) -> Scene:
         roles = self._roles
         told = {**self._told, 0: Told("takes messages", (), view)}
-        workers = {worker: roles.rank_of(worker) for worker in running}
+        workers = {worker: self.seats.rank_of(worker) for worker in running}
         asked = [*roles.server_ranks[1:], *workers.values()]
         return Scene(
             quiet_s=now_s - self._moved_s,
@@ -126,4 +133,5 @@ class Inspector:
         where = f"(rank {rank}, {roles.host(rank)}{pid})"
         if roles.is_server(rank):
             return f"server {rank} {where}" if rank else f"coordinator {where}"
-        return f"worker {roles.worker_of(rank)} {where}"
+        seat = self.seats.seat_of(rank)
+        return f"{roles.name(rank)} {where}" if seat is None else f"worker {seat.worker} {where}"

@@ -16,15 +16,20 @@ from psgrad.messages import CONTROL_LIMIT, NO_RATE, Flag, Header, Kind
 from psgrad.numbering import Numbering
 from psgrad.pools import GradientPool
 from psgrad.roles import Roles
+from psgrad.seats import Seat, Seats
 from psgrad.transport import Buffer
 
 PUSH_KINDS: Final = frozenset({Kind.PUSH, Kind.STEP})
 CHUNK_KINDS: Final = frozenset({Kind.INIT, Kind.PUSH, Kind.STEP})
-SERVER_KINDS: Final = frozenset({Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.ASK})
+SERVER_KINDS: Final = frozenset(
+    {Kind.WRITTEN, Kind.EVICTED, Kind.COMPLETE, Kind.COMMIT, Kind.ASK, Kind.ADMIT}
+)
 """What servers alone send, to each other; beside it they say that they are done."""
-COORDINATOR_KINDS: Final = frozenset({Kind.EVICTED, Kind.COMMIT, Kind.ASK})
+COORDINATOR_KINDS: Final = frozenset({Kind.EVICTED, Kind.COMMIT, Kind.ASK, Kind.ADMIT})
 EVERYONES_KINDS: Final = frozenset({Kind.FINISH, Kind.STOP, Kind.DOING})
 """What servers and workers send to a server."""
+OUTSIDE_KINDS: Final = frozenset({Kind.JOIN, Kind.REGISTER, Kind.ALIVE, Kind.STOP, Kind.DOING})
+"""What a rank that is no worker sends."""
 
 
 class Intake:
@@ -33,6 +38,7 @@ class Intake:
     def __init__(
         self,
         roles: Roles,
+        seats: Seats,
         run: int,
         push: Codec | None,
         gradients: GradientPool,
@@ -40,7 +46,10 @@ class Intake:
     ) -> None:
         self.repeated = 0
         """How many messages came once more."""
+        self.fenced = 0
+        """How many messages came of workers that are out of the run."""
         self._roles = roles
+        self._seats = seats
         self._run = run
         self._push = push
         self._gradients = gradients
@@ -65,7 +74,9 @@ class Intake:
         payload = self._placed[peer].popleft()[0] if header.nbytes else None
         new = self._numbering.take(peer, header.number)
         self.repeated += not new
-        return new, payload
+        is_past = self._is_past(peer, header)
+        self.fenced += new and is_past
+        return new and not is_past, payload
 
     def place(self, peer: int, header: Header) -> Buffer:
         """Memory for a payload, after a look at every field that it depends on."""
@@ -78,7 +89,9 @@ class Intake:
             memory: Buffer = self._row_memory(peer, header)
         elif header.kind in CHUNK_KINDS:
             new = self._numbering.is_new(peer, header.number)
-            # What comes once more is received, because it is on its way, and not looked at.
+            # What comes once more, or too late, is received, because it is on its way, and not
+            # looked at.
+            new = new and not self._is_past(peer, header)
             memory = self._chunk_memory(peer, header, new)
         elif header.nbytes <= CONTROL_LIMIT:
             memory = bytearray(header.nbytes)
@@ -90,6 +103,19 @@ class Intake:
     def forget(self, peer: int) -> None:
         """``peer`` is gone: what had a place will not come."""
         self._gradients.forget(sum(lent for _, lent in self._placed.pop(peer, ())))
+
+    def fence(self, peer: int) -> None:
+        """``peer`` is out of the run: what had a place may come, and is not looked at."""
+        placed = self._placed.pop(peer, deque())
+        self._gradients.forget(sum(lent for _, lent in placed))
+        self._placed[peer].extend((memory, False) for memory, _ in placed)
+
+    def _is_past(self, peer: int, header: Header) -> bool:
+        if self._roles.is_server(peer):
+            return False
+        if header.kind is Kind.JOIN and self._seats.seat_of(peer) is None:
+            return False  # who was shut out asks for a place
+        return self._seats.is_past(peer, header.incarnation)
 
     def forget_places(self) -> None:
         """What has a place and was not taken will come once more."""
@@ -107,9 +133,16 @@ class Intake:
             return
         if header.kind in SERVER_KINDS:
             raise ProtocolError(f"rank {peer} sends {header.kind.name}, which servers send alone")
-        worker = self._roles.worker_of(peer)
-        if header.worker != worker:
-            raise ProtocolError(f"rank {peer} sends as worker {header.worker}, it is {worker}")
+        if self._is_past(peer, header):
+            return
+        seat = self._seats.seat_of(peer)
+        if seat is None and header.kind not in OUTSIDE_KINDS:
+            raise ProtocolError(f"rank {peer} sends {header.kind.name} and is no worker")
+        if seat is not None and Seat(header.worker, header.incarnation) != seat:
+            raise ProtocolError(
+                f"rank {peer} sends as worker {header.worker}, incarnation {header.incarnation}; "
+                f"it is worker {seat.worker}, incarnation {seat.incarnation}"
+            )
 
     def _row_memory(self, peer: int, header: Header) -> Buffer:
         """Memory for the part of a worker's own state that belongs to a chunk."""

@@ -110,6 +110,16 @@ class Referee:
         self._filled = {(w, c) for w, c in self._filled if c != clock or w in workers}
         return self.settle(now)
 
+    def admit(self, worker: int, clock: int) -> Counter[Due]:
+        """A worker is in, with pushes after ``clock``; its last incarnation has none left."""
+        back = []
+        if (header := self._limbo.pop(worker, None)) is not None:
+            back.append(Due(Kind.ACK, worker, header.clock))
+        self._filled = {(w, c) for w, c in self._filled if w != worker}
+        self.delivered[worker] = self.accepted[worker] = clock
+        self.live.add(worker)
+        return self.settle(back)
+
     def start(self, clocks: Mapping[int, int], updates: int) -> None:
         """The chunk goes on from a checkpoint."""
         self.ready, self.updates = True, updates
@@ -226,6 +236,14 @@ class CheckedShard(Shard):
             list(self.chunks),
             lambda referee: referee.lose(worker),
             lambda: super(CheckedShard, self).drop(worker),
+        )
+
+    def admit(self, worker: int, clock: int) -> list[Reply]:
+        return self._checked(
+            f"the admission of worker {worker} at clock {clock}",
+            list(self.chunks),
+            lambda referee: referee.admit(worker, clock),
+            lambda: super(CheckedShard, self).admit(worker, clock),
         )
 
     def commit(self, committed: Round) -> list[Reply]:

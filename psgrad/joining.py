@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from psgrad import control
+from psgrad.control import Past
 from psgrad.errors import ConfigError, LayoutError, PsgradError
 from psgrad.exchange import Exchange
 from psgrad.layout import Layout
@@ -19,6 +20,7 @@ from psgrad.record import Recorder
 from psgrad.registered import Registered
 from psgrad.resuming import Resuming
 from psgrad.roles import Roles
+from psgrad.seats import Seat
 from psgrad.sharing import Offer, WorkerMemory
 from psgrad.transport import Transport
 
@@ -34,27 +36,34 @@ class Joining:
         links: ServerLinks,
         recorder: Recorder | None,
         resuming: Resuming | None,
+        seat: Seat,
     ) -> None:
         self.notice = ""
+        self.past = Past()
+        """Of one that comes in later: what it has missed."""
         self._transport = transport
         self._roles = roles
         self._options = options
         self._links = links
         self._recorder = recorder
         self._resuming = resuming
-        self._worker = roles.worker_of(transport.rank)
+        self._worker, self._incarnation = seat
 
     def join(self, arrays: Mapping[str, Any]) -> Exchange:
-        """Raises ``LayoutError`` on all workers where one differs, naming it."""
+        """Raises ``LayoutError`` on all workers where one differs, naming it; on one that comes in
+        later, on that one alone."""
         try:
             layout = Layout.of(arrays, self._options.segments)
             record: dict[str, Any] = {"layout": asdict(layout)}
         except (ConfigError, LayoutError) as problem:
             record = {"problem": str(problem)}
-        handle, mine = None, set()
-        for header, payload in self._links.ask_all(
-            Header(Kind.REGISTER), Kind.REGISTERED, encode_json(record)
-        ):
+            if self._incarnation:
+                raise
+        handle, mine, clock = None, set(), 0
+        tell = self._tell_coordinator if self._incarnation else self._links.tell_all
+        tell(Header(Kind.REGISTER), encode_json(record))
+        for _ in self._roles.server_ranks:
+            header, payload = self._links.await_control(Kind.REGISTERED)
             answer = control.fields(
                 payload,
                 Kind.REGISTERED,
@@ -64,18 +73,24 @@ class Joining:
                 server=(int,),
                 params=control.TEXT,
             )
+            if header.verdict is Verdict.REFUSED and self._incarnation:
+                raise LayoutError(answer["error"] or "")
             if header.verdict is Verdict.REFUSED:
                 raise alike(LayoutError(answer["error"] or ""), answer["first"], self._worker)
             if answer["first"] == self._worker:
                 mine.add(answer["server"])
             if self._roles.same_node(answer["server"], self._transport.rank):
                 handle = answer["params"] or handle
+            if self._incarnation and answer["server"] == 0:
+                self.past, clock = control.past(payload), header.clock
         self.notice = answer["notice"]
         memory = self._share(layout, handle)
         state = Registered.of(layout, self._options, self._roles.servers, self._worker, memory)
         exchange = Exchange(self._transport, self._links, state, self._encoder(state))
         self._links.receive_params_into(state.params_of, state.take_shared)
-        if self._resuming is not None:
+        if self._incarnation:
+            exchange.go_to(Position(clock, 1.0, NO_RATE))
+        elif self._resuming is not None:
             self._resume(exchange, self._resuming)
             return exchange
         initial = state.flattened(arrays) if mine else None
@@ -91,6 +106,10 @@ class Joining:
         self._links.give_first_values(give)
         self._links.await_answers()
         return exchange
+
+    def _tell_coordinator(self, header: Header, payload: bytes) -> None:
+        """The others hear of this worker from the coordinator, when it is admitted."""
+        self._links.tell(0, header, payload)
 
     def _resume(self, exchange: Exchange, resuming: Resuming) -> None:
         """Goes on where a checkpoint was made: the servers have read their part of it."""

@@ -56,6 +56,11 @@ class Leases:
             return {}
         return self.silent(workers, now_s)
 
+    def forget(self, worker: int) -> None:
+        """``worker`` is gone; who comes in its place begins anew."""
+        for known in (self._heard_s, self._stepped, self._steps_s):
+            known.pop(worker, None)
+
     def renew(self, now_s: float) -> None:
         """Nobody could be heard until now: all leases begin again."""
         self._heard_s = dict.fromkeys(self._heard_s, now_s)

@@ -29,9 +29,11 @@ from psgrad.numbering import Numbering
 from psgrad.preemption import WATCH_S, Preemption
 from psgrad.record import Recorder
 from psgrad.roles import Roles
+from psgrad.seats import Seat
 from psgrad.transport import Buffer, Transport
 from psgrad.watchdog import Watchdog
 
+OUTDATED_NBYTES: Final = 1 << 30  # MPI counts in 32 bits; chunks have no more
 TIMED_NBYTES: Final = 64 << 10  # a pull of less is latency
 CARRYING: Final = frozenset(
     {Kind.REGISTERED, Kind.PARAMS, Kind.MET, Kind.STATS_ARE, Kind.SHARED, Kind.STOPPED}
@@ -73,7 +75,11 @@ class ServerLinks:
         pull: Codec | None = None,
         recorder: Recorder | None = None,
         markers: Markers | None = None,
+        seat: Seat | None = None,
+        numbering: Numbering | None = None,
     ) -> None:
+        """``seat`` is which worker this is, None as at the start. With ``numbering``, the links are
+        those that this rank has had before."""
         self.stopped: control.Stopped | None = None
         """Why the run has stopped, once the coordinator says so."""
         self.awaiting: Kind | None = None
@@ -98,7 +104,8 @@ class ServerLinks:
         self._transport = transport
         self._roles = roles
         self._servers = list(roles.server_ranks)
-        self._worker = roles.worker_of(transport.rank)
+        seat = Seat(roles.worker_of(transport.rank)) if seat is None else seat
+        self._worker, self._incarnation = seat
         self._run = run
         self._window = window  # chunks that may be unanswered at one server
         self._pull = pull  # what encoded parameters are to be opened with
@@ -114,11 +121,12 @@ class ServerLinks:
         self._wanted: list[int] = []  # chunks of which a server wants them, of this worker
         self._parting: set[int] | None = None  # servers that do not know yet that this worker ends
         self._recorder = recorder
-        self._numbering = Numbering()
+        self._numbering = Numbering() if numbering is None else numbering
         self._asked = False  # whether the coordinator was asked to stop the run
         self._silent_s = 0.0  # how long it has heard nothing, while this worker waits
         self._held: dict[int, int] = {}  # chunk -> version of the reference that lies in its memory
-        transport.connect(self._servers)
+        if numbering is None:
+            transport.connect(self._servers)
 
     def receive_params_into(
         self, params_of: Callable[[int], Float32], take_shared: Callable[[int], int]
@@ -165,7 +173,13 @@ class ServerLinks:
         nbytes = 0 if payload is None else memoryview(payload).nbytes
         self.wire_nbytes += HEADER_NBYTES + nbytes
         number = self._numbering.next(server)
-        header = header._replace(run=self._run, worker=self._worker, nbytes=nbytes, number=number)
+        header = header._replace(
+            run=self._run,
+            worker=self._worker,
+            incarnation=self._incarnation,
+            nbytes=nbytes,
+            number=number,
+        )
         self._transport.send(server, header, payload)
 
     def tell_all(self, header: Header, payload: Buffer | None = None) -> None:
@@ -178,7 +192,11 @@ class ServerLinks:
     ) -> list[tuple[Header, bytes]]:
         """``tell_all``, then waits for one control message of kind ``answer`` from each."""
         self.tell_all(header, payload)
-        return [self.await_control(answer) for _ in self._servers]
+        return self.await_each(answer)
+
+    def await_each(self, kind: Kind) -> list[tuple[Header, bytes]]:
+        """Waits for one control message of ``kind`` from each server."""
+        return [self.await_control(kind) for _ in self._servers]
 
     def expect(self, chunks: Collection[int]) -> None:
         """The parameters of ``chunks`` will come without a further request.
@@ -303,7 +321,10 @@ class ServerLinks:
                 "run --restarts does"
             )
         self.wire_nbytes += HEADER_NBYTES + header.nbytes
-        if not self._numbering.take(server, header.number):
+        new = self._numbering.take(server, header.number)
+        if header.incarnation < self._incarnation:  # for what this rank was before
+            return True
+        if not new:
             if header.nbytes:
                 self._placed[server].popleft()
             return True
@@ -323,6 +344,10 @@ class ServerLinks:
             raise FencedError(
                 f"worker {self._worker} was silent for longer than its lease and is shut out; call "
                 "worker.alive() in long computations, or give it a longer lease"
+            )
+        elif header.kind is Kind.PLACE:
+            raise FencedError(
+                f"worker {self._worker} would come in when others have ended their steps already"
             )
         elif header.kind is Kind.LEFT and self._parting is not None:
             self._parting.discard(server)
@@ -399,6 +424,8 @@ class ServerLinks:
         if header.kind not in CARRYING:
             raise ProtocolError(f"server {server} sends {header.kind.name} with a payload")
         new = self._numbering.is_new(server, header.number)
+        if header.incarnation < self._incarnation:
+            return outdated(server, header)
         if new and header.kind is Kind.PARAMS and not header.flags & Flag.ENCODED:
             return self._params(header.chunk)
         limit = CONTROL_LIMIT
@@ -427,3 +454,13 @@ class ServerLinks:
             add_into(opened, params)
         else:
             write_into(opened, params)
+
+
+def outdated(server: int, header: Header) -> Buffer:
+    """Memory for a payload that nobody looks at: it is for what this rank was before."""
+    if header.nbytes > OUTDATED_NBYTES:
+        raise ProtocolError(
+            f"server {server} announces {header.nbytes} bytes of {header.kind.name}, the limit is "
+            f"{OUTDATED_NBYTES}"
+        )
+    return bytearray(header.nbytes)

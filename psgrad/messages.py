@@ -11,7 +11,7 @@ flags           1  ``Flag`` bits
 run             8  the run's id: a message of another run is refused
 layout          8  the layout's digest, 0 before there is one
 worker          4  worker index of the sender or of the addressee
-incarnation     4  0, rises when a worker rejoins
+incarnation     4  0 at the start; of one that came in later, the number of its admission
 taken           4  where servers have replicas: the number of the last message that the sender has
                    taken from the receiver; else 0
 segment         4
@@ -85,6 +85,9 @@ class Kind(enum.IntEnum):
     LOST = 24  # the peer is gone; a transport makes it itself, it never travels
     EVICTED = 25  # from the coordinator to a server: a worker was silent for too long
     FENCED = 26  # to that worker: nothing of it is taken any more
+    JOIN = 30  # to the coordinator: a rank that is no worker, or was shut out, asks for an index
+    PLACE = 31  # the answer: the worker that it is to be, or, refused, that there is none
+    ADMIT = 32  # from the coordinator to a server: a worker is in from this clock on; payload: who
     COMPLETE = 28  # to the coordinator: a server has all of a round; payload: of whom
     COMMIT = 29  # from the coordinator: that round closes; payload: with whom
     ALIVE = 27  # to the coordinator: a worker waits, or computes for long; not answered

@@ -51,6 +51,8 @@ class Options:
     seed: int = 0
     fault_tolerant: bool = False
     lease: float = 30.0
+    rejoin: bool = False
+    spares: int = 0
     replicas: int = 0
     checkpoint_dir: str = ""
     checkpoint_every: str = ""
@@ -78,6 +80,7 @@ class Options:
             "reference_bytes": _whole("reference_bytes", self.reference_bytes, 0),
             "server_threads": _whole("server_threads", self.server_threads, 0),
             "seed": _whole("seed", self.seed, 0),
+            "spares": _whole("spares", self.spares, 0),
             "replicas": _whole("replicas", self.replicas, 0),
             "stop_signals": preemption.check(self.stop_signals),
             "walltime_margin": _seconds("walltime_margin", self.walltime_margin),
@@ -113,6 +116,12 @@ class Options:
         object.__setattr__(self, "compression", compression)
         _check_tolerance(self)
         check_replicas(self.replicas, self.servers, self.fault_tolerant, self.shared_memory)
+        if self.replicas and (self.spares or self.rejoin):
+            name = f"spares {self.spares}" if self.spares else "rejoin"
+            raise ConfigError(
+                f"{name} and replicas {self.replicas} do not go together yet: use one of them, and "
+                "checkpoints for the other"
+            )
         if self.replicas:
             object.__setattr__(self, "shared_memory", "off")
         checkpoints = CheckpointOptions(
@@ -143,7 +152,7 @@ class Options:
 
     def roles(self, size: int) -> Roles:
         """The roles of ``size`` ranks; raises ``ConfigError`` where there are too few."""
-        roles = Roles(size, self.servers)
+        roles = Roles(size, self.servers, spares=self.spares)
         if self.robust is not None:
             check_workers(self.robust, roles.workers)
         for segment in self.segments:
@@ -164,6 +173,14 @@ def _check_tolerance(options: Options) -> None:
     lease: Any = options.lease
     if isinstance(lease, bool) or not isinstance(lease, Real) or not 0 < float(lease) < math.inf:
         raise ConfigError(f"lease must be a number of seconds above 0, got {lease!r}")
+    if not isinstance(options.rejoin, bool):
+        raise ConfigError(f"rejoin must be True or False, got {options.rejoin!r}")
+    if (options.rejoin or options.spares) and not options.fault_tolerant:
+        name = "rejoin" if options.rejoin else f"spares {options.spares}"
+        raise ConfigError(
+            f"{name} takes the place of workers that are lost, and without fault_tolerant a loss "
+            "ends the run; start it with psgrad run --elastic, or fault_tolerant=True"
+        )
     if not options.fault_tolerant or options.staleness != 0:
         return
     if options.compression.feedback == "ef21":

@@ -12,6 +12,7 @@ from psgrad.params_encoder import Memory, ParamsEncoder
 from psgrad.pools import SnapshotPool
 from psgrad.record import Recorder
 from psgrad.roles import Roles
+from psgrad.seats import Seats
 from psgrad.sharing import ServerSharing
 from psgrad.transport import Buffer, Sent, Transport
 
@@ -23,6 +24,7 @@ class Outbox:
         self,
         transport: Transport,
         roles: Roles,
+        seats: Seats,
         options: Options,
         numbering: Numbering,
         sharing: ServerSharing,
@@ -31,28 +33,24 @@ class Outbox:
         self.bytes_pulled = 0
         """Of answers about chunks, with their headers."""
         self._transport = transport
-        self._roles = roles
+        self._seats = seats
         self._numbering = numbering
         self._sharing = sharing
         self._recorder = recorder
-        self._closed: set[int] = set()  # workers that are out of the run
         self._snapshots = SnapshotPool()
-        elsewhere = [r for r in roles.worker_ranks if not roles.same_node(r, transport.rank)]
+        elsewhere = [
+            rank
+            for rank in range(roles.servers, roles.size)
+            if not roles.same_node(rank, transport.rank)
+        ]
         self._encoder = ParamsEncoder(options.compression.pull, options.seed, bool(elsewhere))
-
-    def close(self, worker: int) -> None:
-        """``worker`` is out of the run: nothing is sent to it any more."""
-        self._closed.add(worker)
-
-    def is_closed(self, worker: int) -> bool:
-        """Whether ``worker`` is out of the run."""
-        return worker in self._closed
 
     def tell(self, worker: int, header: Header, payload: bytes = b"") -> None:
         """Sends a control message to ``worker``, if it is in the run."""
-        if worker not in self._closed:
-            peer = self._roles.rank_of(worker)
-            self.post(peer, header._replace(nbytes=len(payload)), payload or None)
+        seat = self._seats.holder(worker)
+        if seat is not None:
+            header = header._replace(incarnation=seat.incarnation, nbytes=len(payload))
+            self.post(self._seats.rank_of(worker), header, payload or None)
 
     def post(self, peer: int, header: Header, payload: Buffer | None = None) -> Sent:
         """Sends a message to the rank ``peer``; ``payload`` stays as it is until it is gone."""
@@ -60,15 +58,17 @@ class Outbox:
         return self._transport.send(peer, header._replace(number=number), payload)
 
     def answer(self, reply: Reply) -> None:
-        """Sends what a shard has answered, unless nobody asked."""
-        if reply.header.flags & Flag.QUIET or reply.header.worker in self._closed:
+        """Sends what a shard has answered, unless nobody asked, or who asked is out of the run."""
+        seat = self._seats.holder(reply.header.worker)
+        is_out = seat is None or seat.incarnation != reply.header.incarnation
+        if reply.header.flags & Flag.QUIET or is_out:
             return
         header, payload = self._encoder.encode(reply)
         if payload is not None and self._is_read_there(reply):
             self.bytes_pulled += payload.nbytes
             header, payload = header._replace(flags=Flag.SHARED, nbytes=0), None
         self.bytes_pulled += HEADER_NBYTES + header.nbytes
-        peer = self._roles.rank_of(header.worker)
+        peer = self._seats.rank_of(header.worker)
         if self._recorder is not None:
             self._recorder.answered(peer, header)
         if payload is None or reply.stable:

@@ -100,6 +100,10 @@ class End(Over):
         self.dropped.add(peer)
         self.kept[peer].clear()
 
+    def forsake(self, peer: int) -> None:
+        """As in ``Transport``; where servers have replicas, who was shut out does not come back."""
+        self.drop(peer)
+
 
 class Hosted:
     """A server program with what belongs to it; ``writers`` are those of its checkpoints."""

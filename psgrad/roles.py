@@ -1,4 +1,7 @@
-"""Who is what: ranks 0 to S-1 are servers, rank 0 is also the coordinator, the rest are workers."""
+"""Who is what: ranks 0 to S-1 are servers, rank 0 is also the coordinator, the rest are workers.
+
+The last ranks may be spares, which take the places of workers that are lost.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ class Roles:
     servers: int
     hosts: tuple[str, ...] = ()
     """The name of each rank's machine; empty as long as nobody has asked."""
+    spares: int = 0
+    """How many ranks, the last ones, are no workers at the start."""
 
     def __post_init__(self) -> None:
         if self.size == 1:
@@ -30,11 +35,16 @@ class Roles:
                 f"servers must be from 1 to {self.size - 1} with {self.size} ranks, "
                 f"got {self.servers}; use --servers 1 or start more ranks"
             )
+        if not 0 <= self.spares < self.size - self.servers:
+            raise ConfigError(
+                f"spares must be from 0 to {self.size - self.servers - 1} with {self.size} ranks "
+                f"and servers {self.servers}, got {self.spares}; start more ranks"
+            )
 
     @property
     def workers(self) -> int:
         """How many workers there are."""
-        return self.size - self.servers
+        return self.size - self.servers - self.spares
 
     @property
     def server_ranks(self) -> range:
@@ -44,18 +54,23 @@ class Roles:
     @property
     def worker_ranks(self) -> range:
         """Ranks of the workers, in the order of their indices."""
-        return range(self.servers, self.size)
+        return range(self.servers, self.size - self.spares)
+
+    @property
+    def spare_ranks(self) -> range:
+        """Ranks of the spares."""
+        return range(self.size - self.spares, self.size)
 
     def is_server(self, rank: int) -> bool:
         """Whether ``rank`` holds parameters."""
         return rank < self.servers
 
     def rank_of(self, worker: int) -> int:
-        """The rank of worker index ``worker``."""
+        """The rank of worker index ``worker`` at the start of a run."""
         return self.servers + worker
 
     def worker_of(self, rank: int) -> int:
-        """The worker index of ``rank``."""
+        """The worker index of ``rank`` at the start of a run."""
         return rank - self.servers
 
     def same_node(self, rank: int, other: int) -> bool:
@@ -78,4 +93,6 @@ class Roles:
         """The role of ``rank`` in words."""
         if rank == 0:
             return "coordinator"
-        return "server" if self.is_server(rank) else "worker"
+        if self.is_server(rank):
+            return "server"
+        return "spare" if rank in self.spare_ranks else "worker"

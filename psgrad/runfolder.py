@@ -162,6 +162,9 @@ def closing(summary: Mapping[str, Any], folder: Path) -> str:
         f"staleness      at most {summary['staleness_max']} seen, bound {bound}",
         f"run folder     {folder}",
     ]
+    if "commit_wait_s" in summary:
+        ms = 1e3 * summary["commit_wait_s"]
+        lines.append(f"commit wait    {ms:.3f} ms a round (median)")
     if summary["skipped_steps"]:
         lines.append(f"skipped        {summary['skipped_steps']} steps were not finite")
     return "\n".join(lines)

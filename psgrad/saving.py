@@ -214,6 +214,22 @@ class Checkpoints:
             self._committing.lose(worker)
         return self.cut_if_complete(shard, now)
 
+    def admit(self, worker: int, clock: int, is_alone: bool) -> None:
+        """``worker`` has come in, at ``clock``: it is in the cuts to come. ``is_alone``: nobody
+        else is there, who could be in one that is open."""
+        if self._committing is not None:
+            self._committing.admit(worker, clock, is_alone)
+
+    def may_admit(self, clock: int) -> bool:
+        """On the coordinator: whether no cut is or may be under way that a worker that comes in at
+        ``clock`` would be in on one server and not on another."""
+        return self._committing is None or self._committing.may_admit(clock)
+
+    def hold(self, held: bool) -> None:
+        """On the coordinator: whether no cut may begin, because a worker comes in."""
+        if self._committing is not None:
+            self._committing.hold(held)
+
     def cut_if_complete(self, shard: Shard, now: Callable[[], float]) -> list[Reply]:
         """Makes the cut that is open, if nothing is missing, and so with the next; the answers
         that are due then."""

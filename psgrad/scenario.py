@@ -35,6 +35,7 @@ PACES: Final = (
 CHECKPOINTS: Final = ("1", "2", "3", "0.002s", "0.01s")
 LEARNING_RATE: Final = 0.05
 LOSSES: Final = 1 << 64  # what is drawn of deaths has a stream of its own
+NEWCOMERS: Final = 1 << 67  # and so has what is drawn of those that come in their place
 REPLICAS: Final = 1 << 66  # and so has what is drawn of replicas
 SPLITS: Final = 1 << 65  # and so has what is drawn of splits
 LEASE_S: Final = 0.5
@@ -53,8 +54,9 @@ class Scenario:
     Workers may die: each of ``deaths`` is a number of transport calls after which one does, and at
     ``death_s`` seconds up to two more die at once. With ``lease_s`` above 0, one worker is frozen
     in its step ``freeze``, for far longer, and another one has a long step there in which it says
-    that it is alive. With ``replicas``, servers have them, and one server dies after
-    ``server_death`` calls, where that is not 0.
+    that it is alive. With ``freeze_s`` that is how long it is frozen, and that it comes back
+    afterwards. ``spares`` more ranks wait to take the places of the dead. With ``replicas``,
+    servers have them, and one server dies after ``server_death`` calls, where that is not 0.
 
     ``split`` are machines, as bits, that at ``split_s`` lose the others for ``split_for_s``
     seconds. With ``lease_s`` above 0, workers behind it may be shut out, though they live.
@@ -94,6 +96,8 @@ class Scenario:
     death_s: float = 0.0
     lease_s: float = 0.0
     freeze: int = 0
+    freeze_s: float = 0.0
+    spares: int = 0
     replicas: int = 0
     server_death: int = 0
     split: int = 0
@@ -142,7 +146,8 @@ class Scenario:
         )
         scenario = replace(scenario, **_losses(scenario))
         scenario = replace(scenario, **_split(scenario))
-        return replace(scenario, **_replicas(scenario))
+        scenario = replace(scenario, **_replicas(scenario))
+        return replace(scenario, **_newcomers(scenario))
 
     def feedbacks(self) -> tuple[str, ...]:
         """What may be done with what the codec does not send."""
@@ -154,13 +159,14 @@ class Scenario:
     @property
     def size(self) -> int:
         """How many ranks."""
-        return self.workers + self.servers
+        return self.workers + self.servers + self.spares
 
     @property
     def names(self) -> list[str]:
         """What the ranks are."""
         servers = [f"server {rank}" for rank in range(self.servers)]
-        return servers + [f"worker {worker}" for worker in range(self.workers)]
+        spares = [f"spare {i}" for i in range(self.spares)]
+        return servers + [f"worker {worker}" for worker in range(self.workers)] + spares
 
     @property
     def machines(self) -> list[str]:
@@ -201,7 +207,8 @@ class Scenario:
     def calm(self) -> Scenario:
         """The same without anything that goes wrong with ranks."""
         whole = replace(self, replicas=0, server_death=0, split=0)
-        return replace(whole, deaths=(), death_s=0.0, lease_s=0.0, freeze=0)
+        whole = replace(whole, deaths=(), death_s=0.0, lease_s=0.0, freeze=0)
+        return replace(whole, freeze_s=0.0, spares=0)
 
     @property
     def network(self) -> Network:
@@ -354,3 +361,23 @@ def _split(scenario: Scenario) -> dict[str, Any]:
     if scenario.lease_s and not left:
         fields["split_for_s"] = min(fields["split_for_s"], LEASE_S / 4)
     return fields
+
+
+def _newcomers(scenario: Scenario) -> dict[str, Any]:
+    """Fields that say who comes in the place of workers that are lost, or nobody."""
+    draw = _Draw(NEWCOMERS | scenario.seed)
+    apart = scenario.replicas or scenario.split
+    if not scenario.loses_workers or apart or draw.among((1, 0)):
+        return {}
+    spares = draw.among((1, 1, 2, 3)) if scenario.deaths or scenario.death_s else 0
+    # Long enough that others are still there when somebody comes.
+    changes: dict[str, Any] = {"spares": spares, "steps": draw.among((8, 12, 20))}
+    if scenario.feedback == "dgc":  # its momentum and a difference as pull diverge in the end
+        changes["steps"] = 8
+    changes["skips"] = min(scenario.skips, 0.1)  # ten in a row end a worker
+    if scenario.freeze:
+        steps = draw.among((20, 28))
+        pace = draw.among(("constant:seconds=0.05", "exponential:mean=0.05"))
+        freeze_s = draw.among((0.6, 0.8))
+        changes |= {"freeze_s": freeze_s, "steps": steps, "pace": pace, "latency_s": 1e-4}
+    return changes

@@ -11,9 +11,10 @@ from typing import Any, Final
 import numpy as np
 
 from psgrad import control
+from psgrad.admitting import Admitted, Admitting
 from psgrad.chunk_state import Counters, Reply
 from psgrad.commits import Round
-from psgrad.control import Stopped
+from psgrad.control import Past, Stopped
 from psgrad.coordinator import Coordinator, Outcome
 from psgrad.crash import warn
 from psgrad.cuts import Announcement
@@ -40,6 +41,7 @@ from psgrad.resuming import Resuming
 from psgrad.roles import Roles
 from psgrad.rounds import Rounds
 from psgrad.saving import Checkpoints
+from psgrad.seats import Seats
 from psgrad.shard import Shard
 from psgrad.sharing import ServerSharing
 from psgrad.stall import Told, View
@@ -95,10 +97,16 @@ class Server:
         self._bytes_pushed = 0  # with their headers
         self._gradients = GradientPool()
         numbering = Numbering()
-        self._intake = Intake(roles, run, self._compression.push, self._gradients, numbering)
+        self._seats = Seats.of(roles)
+        self._intake = Intake(
+            roles, self._seats, run, self._compression.push, self._gradients, numbering
+        )
         self._sharing = ServerSharing(options, roles, transport.rank)
-        self._outbox = Outbox(transport, roles, options, numbering, self._sharing, recorder)
-        self._rounds = Rounds(transport.rank, run, self._outbox)
+        self._outbox = Outbox(
+            transport, roles, self._seats, options, numbering, self._sharing, recorder
+        )
+        self._admitting = Admitting(transport.rank, run, roles, self._seats, self._outbox)
+        self._rounds = Rounds(transport.rank, roles.servers, run, self._outbox)
         self._checkpoints = checkpoints
         self._resuming = resuming
         self._warn = warn
@@ -128,6 +136,7 @@ class Server:
             self._inspector = Inspector(
                 self._roles, self._run, self._outbox, *limits, processes, now_s
             )
+            self._inspector.seats = self._seats
 
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
@@ -161,7 +170,7 @@ class Server:
             self._evict_silent(message)
         if message is not None:
             self._take(*message)
-        if not self._running and not self._is_saving():
+        if not self._goes_on and not self._is_saving():
             self._end_together()
 
     def forget_places(self) -> None:
@@ -233,11 +242,25 @@ class Server:
         if not new:
             return
         if header.kind is Kind.FINISH and self._roles.is_server(peer):
-            self._ended.add(peer)
+            if header.sequence >= self._admitting.number:  # else it was said before it knew
+                self._ended.add(peer)
             return
+        if not self._roles.is_server(peer):
+            if self._seats.seat_of(peer) is None:
+                self._admitting.take(peer, header, payload, self._layout)
+                self._admit_who_may()
+                return
+            if self._admitting.heard(peer, header.kind) and self._checkpoints is not None:
+                self._checkpoints.hold(False)
         if self._recorder is not None:
             self._recorder.took(peer, header)
         self._handle(header, payload)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether workers are running or, where none is done, somebody may take their place."""
+        hopes = self._admitting.decides is not None and self._admitting.hopes
+        return bool(self._running) or (hopes and not self._finished)
 
     def _is_saving(self) -> bool:
         """Whether something of a checkpoint is still to be done."""
@@ -255,7 +278,7 @@ class Server:
         that has died.
         """
         others = {rank for rank in self._roles.server_ranks if rank != self._transport.rank}
-        done = Header(Kind.FINISH, run=self._run)
+        done = Header(Kind.FINISH, run=self._run, sequence=self._admitting.number)
         if not self._options.fault_tolerant:
             self.is_over = True
         elif self._transport.rank == 0:
@@ -302,11 +325,13 @@ class Server:
                 self._lose_worker(worker, f"worker {worker} was shut out by the coordinator")
         elif kind is Kind.COMPLETE:
             complete = Round(header.clock, control.workers(payload, kind))
-            committed = self._rounds.take(header.sequence, complete)
+            committed = self._rounds.take(header.sequence, complete, header.incarnation)
             if committed is not None:
                 self._commit(committed)
         elif kind is Kind.COMMIT:
             self._commit(Round(header.clock, control.workers(payload, kind)))
+        elif kind is Kind.ADMIT:
+            self._admit(self._admitting.read(header, payload))
         elif kind is Kind.WRITTEN:
             if self._checkpoints is None:
                 raise ProtocolError("a server reports a checkpoint, this run has none")
@@ -320,12 +345,12 @@ class Server:
             self._settle(self._shard, header, payload)
         else:
             self._serve_chunk(self._shard, header, payload)
-        if self._shard is not None and not self._outbox.is_closed(worker):
-            self._report_round(self._shard)
         if self._checkpoints is not None and self._shard is not None:
             self._see_checkpoints(self._checkpoints, self._shard, header, payload)
-            self._report_round(self._shard)  # pushes that waited for a cut may have completed one
+        if self._shard is not None and self._seats.holder(worker) is not None:
+            self._report_round(self._shard)  # a cut may have let the rest of it in
         self._check_rendezvous()
+        self._admit_who_may()
 
     def _serve_chunk(self, shard: Shard, header: Header, payload: Any) -> None:
         if header.flags & Flag.SHARED:
@@ -351,12 +376,13 @@ class Server:
             self._reply(reply)
         if header.kind is Kind.LEAVE:
             self._sink.log(f"worker {header.worker} left at clock {header.clock}")
+            self._admitting.close()
             self._outbox.tell(header.worker, Header(Kind.LEFT, run=self._run, worker=header.worker))
 
     def _report_round(self, shard: Shard) -> None:
         """Tells the coordinator of a round that is complete here, where it waits for that."""
         complete = shard.complete_round()
-        committed = None if complete is None else self._rounds.report(complete)
+        committed = None if complete is None else self._rounds.report(complete, self._now_s)
         if committed is not None:
             self._commit(committed)
 
@@ -364,6 +390,7 @@ class Server:
         shard = self._shard
         if shard is None:
             raise ProtocolError("a round is committed before the registration")
+        self._rounds.closed(self._now_s)
         for reply in shard.commit(committed):
             self._reply(reply)
         if self._checkpoints is not None:
@@ -394,6 +421,7 @@ class Server:
             self._outbox.post(0, Header(Kind.STOP, run=self._run, nbytes=len(payload)), payload)
             return
         self._sink.log(f"asked to stop by {reason}")
+        self._admitting.close()
         self._announce(checkpoints.stop(reason, self._now_s))
 
     def _advance_checkpoints(self, checkpoints: Checkpoints) -> None:
@@ -448,18 +476,25 @@ class Server:
                 f"{name} is gone, and its part of the parameters with it; go on from the newest "
                 "checkpoint: psgrad run --restarts does"
             )
-        if self._roles.worker_of(rank) in self._running:
-            self._lose_worker(self._roles.worker_of(rank), f"{name} is gone")
+        seat = self._seats.seat_of(rank)
+        self._admitting.lose(rank)
+        if seat is None:
+            self._intake.forget(rank)
+            self._check_somebody(f"{name} is gone")
+            self._admit_who_may()
+        elif seat.worker in self._running:
+            self._lose_worker(seat.worker, f"{name} is gone", is_dead=True)
 
     def _evict_silent(self, message: tuple[int, Header] | None) -> None:
         """Shuts out workers that say nothing for longer than their lease."""
         now_s = self._now_s
         if message is not None and not self._roles.is_server(message[0]):
-            header = message[1]
-            clock = header.clock if header.kind in PUSH_KINDS else 0
-            self._leases.heard(self._roles.worker_of(message[0]), clock, now_s)
+            seat, header = self._seats.seat_of(message[0]), message[1]
+            if seat is not None and seat.incarnation == header.incarnation:
+                clock = header.clock if header.kind in PUSH_KINDS else 0
+                self._leases.heard(seat.worker, clock, now_s)
         for worker, silent_s in self._leases.over(self._running, now_s).items():
-            rank = self._roles.rank_of(worker)
+            rank = self._seats.rank_of(worker)
             self._outbox.tell(worker, Header(Kind.FENCED, run=self._run, worker=worker))
             self._lose_worker(
                 worker,
@@ -467,12 +502,20 @@ class Server:
                 "and is shut out",
             )
 
-    def _lose_worker(self, worker: int, why: str) -> None:
+    def _lose_worker(self, worker: int, why: str, is_dead: bool = False) -> None:
         """A worker is out of the run: what of it is not applied never will be."""
-        rank = self._roles.rank_of(worker)
-        self._outbox.close(worker)
-        self._transport.drop(rank)
-        self._intake.forget(rank)
+        rank = self._seats.rank_of(worker)
+        self._seats.vacate(worker)
+        if is_dead or not self._options.rejoin:
+            self._transport.drop(rank)
+            self._intake.forget(rank)
+        else:  # it may send for a while, and come back
+            self._transport.forsake(rank)
+            self._intake.fence(rank)
+        self._admitting.lose(rank)
+        self._admitting.vacate(worker)
+        self._sharing.forget(worker)
+        self._leases.forget(worker)
         for header, grad in self._open.drop(worker):
             if grad is not None and not header.flags & Flag.SHARED:
                 self._gradients.give_back(grad)
@@ -494,12 +537,86 @@ class Server:
             if worker == self._first and self._running:
                 self._ask_for_first_values(self._shard)
             self._report_round(self._shard)
-        if not self._running and not self._finished:
-            raise RankLostError(f"{why}, and it was the last worker")
+        self._check_somebody(why)
         self._register_if_all_came()
         if self._coordinator is not None:
             self._send_outcomes(self._coordinator.lose(worker, clock))
         self._check_rendezvous()
+        self._admit_who_may()
+
+    def _check_somebody(self, why: str) -> None:
+        if not (self._running or self._finished or self._hopes):
+            raise RankLostError(f"{why}, and it was the last worker")
+
+    @property
+    def _hopes(self) -> bool:
+        """Whether somebody may take the place of the last worker, as far as is known here."""
+        options = self._options
+        return (options.rejoin or options.spares > 0) and self._admitting.hopes
+
+    def _admit_who_may(self) -> None:
+        """On the coordinator: has one in that is ready, where a worker is lost."""
+        shard, decides, coordinator = self._shard, self._admitting.decides, self._coordinator
+        if shard is None or decides is None or coordinator is None:
+            return
+        self._admitting.promise()
+        if not decides.is_ready:
+            return
+        calm = self._checkpoints is None or self._checkpoints.may_admit(shard.entry_clock(0))
+        if (self._running and not calm) or (chosen := decides.admit()) is None:
+            return
+        rank, seat = chosen
+        # Alone it goes on where that worker was.
+        clock = shard.entry_clock(coordinator.lost[seat.worker])
+        admitted = Admitted(self._admitting.number + 1, rank, seat, clock)
+        self._admitting.announce(admitted)
+        self._admit(admitted)
+
+    def _admit(self, admitted: Admitted) -> None:
+        """A rank is a worker from now on."""
+        shard, (number, rank, seat, clock) = self._shard, admitted
+        if shard is None:
+            self._admitting.put_off(admitted)
+            return
+        worker = seat.worker
+        self._admitting.number = number
+        self._seats.admit(rank, seat)
+        is_alone = not self._running
+        self._running.add(worker)
+        self._ended.clear()
+        self._is_done = False
+        self._rounds.admit(number)
+        for reply in shard.admit(worker, clock):
+            self._reply(reply)
+        if self._checkpoints is not None:
+            self._checkpoints.admit(worker, clock, is_alone)
+            self._checkpoints.hold(not self._admitting.is_calm)
+        said = f"rank {rank} ({self._roles.host(rank)}) is worker {worker} from clock {clock} on"
+        self._sink.log(said)
+        past = Past()
+        if self._coordinator is not None:
+            self._warn(f"{said}; {len(self._running)} workers go on")
+            self._leases.heard(worker, 0, self._now_s)
+            self._coordinator.admit(worker, clock)
+            past = self._coordinator.past_of(worker)
+        self._answer_registration(worker, clock, control.past_record(past))
+        if is_alone and not shard.is_ready:
+            self._ask_for_first_values(shard)
+
+    def _answer_registration(self, worker: int, clock: int, past: dict[str, Any]) -> None:
+        """Tells a worker that comes in later what others learned at the start, or since then."""
+        answer = {
+            "first": -1,
+            "error": None,
+            "notice": "",
+            "server": self._transport.rank,
+            "params": self._sharing.handle,
+            "past": past,
+        }
+        header = Header(
+            Kind.REGISTERED, Verdict.APPLIED, self._run, self._digest, worker, clock=clock
+        )
+        self._outbox.tell(worker, header, encode_json(answer))
 
     def _ask_for_first_values(self, shard: Shard) -> None:
         """The worker that was to give them is gone: the next one gives those that have not come."""
@@ -539,6 +656,8 @@ class Server:
             header = Header(Kind.REGISTERED, verdict, self._run, self._digest, worker)
             self._outbox.tell(worker, header, encode_json(answer))
         came.clear()  # whoever was refused may come again
+        for admitted in self._admitting.put_off_so_far():
+            self._admit(admitted)
 
     def _open_shard(self, layout: Layout, workers: Sequence[int]) -> str | None:
         """Takes its chunks of ``layout``; returns why it cannot, in words."""
@@ -633,6 +752,7 @@ class Server:
     def _finish(self, worker: int) -> None:
         self._running.discard(worker)
         self._finished += 1
+        self._admitting.close()
         if self._options.fault_tolerant:
             self._outbox.tell(worker, Header(Kind.LEFT, run=self._run, worker=worker))
         self._registrations.pop(worker, None)
@@ -658,5 +778,7 @@ class Server:
             "bytes_pulled": self._outbox.bytes_pulled,
             "balance": self._balance,
             "repeated": self._intake.repeated,
+            "fenced": self._intake.fenced,
+            **({"commit_wait_s": self._rounds.wait_s} if self._options.commits else {}),
             **({} if self._checkpoints is None else self._checkpoints.stats()),
         }

@@ -30,6 +30,7 @@ from psgrad.errors import ConfigError, Preempted, PsgradError, RankLostError
 from psgrad.kernels import chunks
 from psgrad.layout import SegmentOptions
 from psgrad.metrics import Silent, Sink
+from psgrad.numbering import Numbering
 from psgrad.optimizers import SGD, Optimizer
 from psgrad.options import REFERENCE_BYTES, Options
 from psgrad.placement import SPREAD, order
@@ -39,8 +40,10 @@ from psgrad.record import Recorder
 from psgrad.resuming import Found, Resuming, find, open_checkpoint
 from psgrad.roles import Roles
 from psgrad.schedules import Constant, Schedule
+from psgrad.seats import Seat
 from psgrad.serving import Serving
 from psgrad.shard import Shard
+from psgrad.standby import Standby, work
 from psgrad.transport import Transport
 from psgrad.transport.mpi import MpiTransport
 from psgrad.transport.rerouted import Rerouted
@@ -78,6 +81,8 @@ def run(
     seed: int = 0,
     fault_tolerant: bool = False,
     lease: float = 30.0,
+    rejoin: bool = False,
+    spares: int = 0,
     replicas: int = 0,
     checkpoint_dir: str = "",
     checkpoint_every: str = "",
@@ -119,8 +124,12 @@ def run(
 
     With ``fault_tolerant`` training goes on without workers that die, if MPI lets it (``psgrad run
     --elastic``), and without those that are silent for longer than ``lease`` seconds and ten of
-    their steps. With ``replicas`` 1 each server has a replica on the rank of another one, so any
-    one server may die as well: no push that was answered is lost. It needs at least 2 servers.
+    their steps. The last ``spares`` ranks wait until a worker is lost: then main is called there,
+    with a worker that has its index. With ``rejoin`` so is it again on a rank that was shut out and
+    is awake. Such a worker has an ``incarnation`` above 0, the parameters of now, and the clock
+    that the others have come to. With ``replicas`` 1
+    each server has a replica on the rank of another one, so any one server may die as well: no push
+    that was answered is lost. It needs at least 2 servers.
 
     With ``checkpoint_every``, a number of steps such as ``"500"`` or of seconds such as ``"600s"``,
     the servers write checkpoints to ``checkpoint_dir`` while training goes on, of which the last
@@ -165,6 +174,8 @@ def run(
             seed=seed,
             fault_tolerant=fault_tolerant,
             lease=lease,
+            rejoin=rejoin,
+            spares=spares,
             replicas=replicas,
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
@@ -384,20 +395,29 @@ class Session:
                 carrier: Transport = self.transport
                 if chosen.replicas:
                     carrier = Rerouted(carrier, roles.servers)
-                worker = Worker(
-                    carrier,
-                    roles,
-                    chosen,
-                    run_id,
-                    comm,
-                    recorder,
-                    resuming,
-                    preemption,
-                    watchdog,
-                )
-                value = _played(main, worker)
-                worker.finish()
-                stopped, speaks = worker.stopped, False
+                numbering = Numbering()
+
+                def begin(seat: Seat) -> Worker:
+                    group = None if seat.incarnation else comm
+                    return Worker(
+                        carrier,
+                        roles,
+                        chosen,
+                        run_id,
+                        group,
+                        recorder,
+                        resuming,
+                        preemption,
+                        watchdog,
+                        seat,
+                        numbering,
+                    )
+
+                standby = Standby(carrier, roles, run_id, numbering)
+                spare = self.rank in roles.spare_ranks
+                seat = None if spare else Seat(roles.worker_of(self.rank))
+                value, stopped = work(main, begin, standby, seat, chosen.rejoin)
+                speaks = False
         except BaseException as error:
             if chosen.fault_tolerant and self._is_own(error, roles):
                 self._end_worker(error, roles)
@@ -463,20 +483,6 @@ class Session:
 
 def _nothing(_text: str) -> None:
     """Says nothing."""
-
-
-def _played(main: Callable[[Worker], T], worker: Worker) -> T | None:
-    """What ``main`` returns; None where this worker's part has ended before."""
-    try:
-        return main(worker)
-    except SystemExit as request:
-        if request.code:
-            raise
-        return None  # sys.exit(): this worker is done, the others go on
-    except Preempted:
-        if worker.stopped is None:
-            raise
-        return None
 
 
 def _by_value(values: Sequence[str]) -> str:

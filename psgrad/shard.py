@@ -102,9 +102,48 @@ class Shard:
             state.stamps = stamps
 
     def clock_of(self, worker: int) -> int:
-        """The last step of ``worker`` that all its chunks here have taken; 0: none."""
+        """The last step of ``worker`` that all its chunks here have taken; 0: none.
+
+        What it has pushed into a round that is not committed is not taken: it is in no update if
+        the worker is lost now.
+        """
         clocks = [s.clocks[worker] for s in self.chunks.values() if worker in s.clocks]
-        return min(clocks, default=0)
+        clock = min(clocks, default=0)
+        return clock if self._open_round is None else min(clock, self._open_round.committed)
+
+    def entry_clock(self, otherwise: int) -> int:
+        """The clock at which a worker may come in: the slowest live one of all chunks here.
+
+        With rounds that are committed it is that of the last one. ``otherwise``: nobody is live.
+
+        Any clock would keep the bound, since a decision rests on the live clocks of its moment.
+        At this one nobody waits for long. On another server the slowest worker may be behind it, by
+        pushes that are on their way; these need no answer that rests on the newcomer, so it waits
+        for them and they do not wait for it. Whoever is ahead waits as for any slow worker.
+        """
+        if self._open_round is not None:
+            return self._open_round.committed
+        slowest = (slowest_clock(s.clocks, -1) for s in self.chunks.values() if s.clocks)
+        return min(slowest, default=otherwise)
+
+    def admit(self, worker: int, clock: int) -> list[Reply]:
+        """``worker`` is in from now on, with pushes from ``clock`` + 1; nothing of it is here.
+
+        Returns the answers to what its last incarnation has in a round that is open.
+        """
+        self._live.add(worker)
+        self._lost.discard(worker)
+        self._marks.admit(worker, clock if self.rules.bound == 0 else 0)
+        if self._open_round is not None:
+            self._open_round.admit()
+        replies = []
+        for state in self.chunks.values():
+            members = state.options.members
+            if members is None or worker in members:
+                state.clocks[worker] = clock
+            if (push := state.round.pop(worker, None)) is not None:
+                replies.append(self._answer(state, push.header, Kind.ACK, Verdict.LATE, push))
+        return replies
 
     def drop(self, worker: int) -> list[Reply]:
         """``worker`` is gone: what of it is not applied never will be, and nobody waits for it.
@@ -175,11 +214,17 @@ class Shard:
         It stays open until ``resume``.
         """
         cut = self._marks.complete(self._live)
-        if cut is None or self._open_round is None or self.is_between_rounds:
+        if cut is None or self._open_round is None:
             return cut
-        # In step, all have pushed the open round, which will be committed. Else nobody pushes the
-        # rest of it before ``resume``.
-        return None if len(set(cut.clocks.values())) == 1 else cut
+        # In step, all have pushed that round, which will be committed; here too, where there may be
+        # no chunk. Else nobody pushes the rest of it before ``resume``.
+        first, *others = set(cut.clocks.values())
+        return cut if others or first <= self._open_round.committed else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all chunks have their first values."""
+        return all(state.ready for state in self.chunks.values())
 
     @property
     def is_between_rounds(self) -> bool:
@@ -212,6 +257,8 @@ class Shard:
 
         ``rate`` is the base learning rate, None for the saved one.
         """
+        if self._open_round is not None:
+            self._open_round.committed = min(clocks.values(), default=0)
         for index, state in self.chunks.items():
             if str(index) not in records:
                 raise CheckpointError(f"the checkpoint has no chunk {index}")
@@ -219,8 +266,6 @@ class Shard:
             state.rate = state.rate if rate is None else rate
             for worker in state.clocks:
                 state.clocks[worker] = clocks[worker]
-            if self._open_round is not None:
-                self._open_round.committed = min(clocks.values(), default=0)
             # The bound that they waited for holds for what is pulled from now on.
             for push in parked:
                 self._applier.set_rate(state, [push])
@@ -340,7 +385,7 @@ class Shard:
     def _let_in(self, state: ChunkState, replies: list[Reply]) -> bool:
         """Accepts the first parked push of each worker, where it may be; whether any was.
 
-        A round that became complete has closed before: none of them is of a worker in it.
+        Behind one that completes a round, nothing: that has to close first.
         """
         moved = False
         for worker in sorted(state.parked):
@@ -353,6 +398,8 @@ class Shard:
                 del state.parked[worker]
             replies += self._accept(state, push)
             moved = True
+            if state.round and round_is_complete(_round_clock(state), state.clocks):
+                break  # it closes before anything of the next one comes in
         return moved
 
     def _accepts(self, state: ChunkState, push: Push) -> bool:

@@ -257,6 +257,11 @@ class ServerSharing:
                 self.place = Place.of(segment, layout, self._options)
             self.readers.add(worker)
 
+    def forget(self, worker: int) -> None:
+        """``worker`` is gone; who comes in its place may be elsewhere."""
+        self.readers.discard(worker)
+        self._grads.pop(worker, None)
+
     def grads_of(self, worker: int) -> Float32 | None:
         """The flat gradient of ``worker``, in its memory."""
         return self._grads.get(worker)

@@ -90,7 +90,7 @@ def train(
     """
     cluster = parse(config.simulate)
     compute = pace.parse(config.pace, cluster.seed)
-    size = cluster.workers + config.servers
+    size = cluster.workers + config.servers + config.spares
     # A step may take any time, and a run any number of them; a stall shows without that.
     simulation = Simulation(
         size,

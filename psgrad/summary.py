@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def opening(config: Config, worker: Worker, folder: Path) -> str:
     return (
         f"psgrad {__version__}: {config.model.name} with {worker.layout.size:,} parameters on "
         f"{Path(config.dataset.name).name}, {_count(config.servers, 'server')}, "
-        f"{_count(worker.size, 'worker')}, {mode}\n"
+        f"{_count(worker.size, 'worker')}, {_spares(config)}{mode}\n"
         f"shard balance (max/mean bytes) {_balance(worker.layout, config):.3f}, "
         f"run folder {folder}" + "".join(f"\n{line}" for line in _news(worker))
     )
@@ -69,7 +69,9 @@ def closing(
         **({"precision": config.precision} if config.precision != "float32" else {}),
         "workers": worker.size,
         **({"workers_lost": sorted(worker.lost)} if config.fault_tolerant else {}),
+        **_newcomers(worker),
         "servers": config.servers,
+        **_commits(servers),
         "shard_balance": servers[0]["balance"],
         "bytes_pushed": sum(stats["bytes_pushed"] for stats in servers),
         "bytes_pulled": sum(stats["bytes_pulled"] for stats in servers),
@@ -79,9 +81,26 @@ def closing(
     }
 
 
+def _newcomers(worker: Worker) -> dict[str, Any]:
+    """How many workers came in the place of others, where some did."""
+    came = sum(span.began is not None for spans in worker.spans.values() for span in spans)
+    return {"workers_joined": came} if came else {}
+
+
+def _commits(servers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How long synchronous rounds that were complete have waited for their commit, if they had to:
+    the median, on the server where that is longest."""
+    waits = [stats["commit_wait_s"] for stats in servers if "commit_wait_s" in stats]
+    return {"commit_wait_s": max(waits)} if waits else {}
+
+
 def _balance(layout: Layout, config: Config) -> float:
     chunks = layout.chunks(config.chunk_bytes)
     return balance(chunks, assign(chunks, config.servers), config.servers)
+
+
+def _spares(config: Config) -> str:
+    return f"{_count(config.spares, 'spare')}, " if config.spares else ""
 
 
 def _count(n: int, noun: str) -> str:

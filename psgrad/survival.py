@@ -1,7 +1,8 @@
 """What must hold in a rehearsed run whose workers die: all others go on, and nothing is lost.
 
-The books have every push of every worker, and all that any shard applied. So they say of each chunk
-for itself
+The books have every push of every worker, and all that any shard applied. A worker that comes in
+the place of one that was lost is another one in them, with the number of its admission. So they say
+of each chunk for itself
 
 - that no push was applied twice, and of each worker its first ones without a gap;
 - that all pushes of the workers that live were applied, and of those that died, all that had been
@@ -27,6 +28,7 @@ from psgrad.chunk_state import ChunkState, Push
 from psgrad.invariants import InvariantError
 from psgrad.layout import Chunk, Float32
 from psgrad.scenario import LEARNING_RATE, Scenario
+from psgrad.seats import Seat
 from psgrad.shard import Shard
 from psgrad.transport.faults import Kill
 
@@ -78,17 +80,18 @@ def kills(scenario: Scenario) -> list[Kill]:
     return by_call + [Kill(servers + w, at_s=at_s, tolerated=True) for w in fates.die_at_once]
 
 
-Applied: TypeAlias = tuple[tuple[int, int], ...]  # an update's pushes: (worker, clock)
+Applied: TypeAlias = tuple[tuple[Seat, int], ...]  # an update's pushes: (worker, clock)
 
 
 @dataclass
 class Books:
     """What workers have pushed, float64[n] by (worker, clock), and what shards have applied."""
 
-    pushed: dict[tuple[int, int], NDArray[np.float64]] = field(default_factory=dict)
-    answered: dict[int, int] = field(default_factory=dict)  # worker -> clock of its last answer
-    left: dict[int, int] = field(default_factory=dict)  # worker -> its last clock, all of it
-    woken: set[int] = field(default_factory=set)  # workers that were frozen
+    pushed: dict[tuple[Seat, int], NDArray[np.float64]] = field(default_factory=dict)
+    answered: dict[Seat, int] = field(default_factory=dict)  # worker -> clock of its last answer
+    left: dict[Seat, int] = field(default_factory=dict)  # worker -> its last clock, all of it
+    began: dict[Seat, int] = field(default_factory=dict)  # worker -> clock before its first push
+    woken: set[Seat] = field(default_factory=set)  # workers that were frozen
     copies: dict[int, dict[Shard, list[Applied]]] = field(default_factory=lambda: defaultdict(dict))
     """By chunk and by shard: where servers have replicas, two shards have a chunk."""
     chunks: dict[int, Chunk] = field(default_factory=dict)
@@ -120,7 +123,8 @@ class Booking(Shard):
 
     def _apply(self, state: ChunkState, pushes: Sequence[Push], position: float) -> None:
         self.books.chunks[state.chunk.index] = state.chunk
-        applied = tuple((push.header.worker, push.header.clock) for push in pushes)
+        headers = [push.header for push in pushes]
+        applied = tuple((Seat(h.worker, h.incarnation), h.clock) for h in headers)
         self.books.of(state.chunk.index, self).append(applied)
         super()._apply(state, pushes, position)
 
@@ -133,7 +137,7 @@ def booked(shard: type[Shard], books: Books) -> type[Shard]:
 def check(
     scenario: Scenario,
     books: Books,
-    ends: Mapping[int, Float32],
+    ends: Mapping[Seat, Float32],
     warnings: Sequence[str],
     servers_died: int = 0,
 ) -> list[str]:
@@ -142,19 +146,24 @@ def check(
     Raises ``InvariantError``.
     """
     fates = Fates.of(scenario)
-    died = set(range(scenario.workers)) - ends.keys()
-    if died - fates.doomed:
-        raise InvariantError(f"workers {sorted(died - fates.doomed)} are gone and should not be")
+    gone = {worker for worker in range(scenario.workers) if Seat(worker) not in ends}
+    if gone - fates.doomed:
+        raise InvariantError(f"workers {sorted(gone - fates.doomed)} are gone and should not be")
+    died = books.began.keys() - ends.keys()
+    newcomers = {seat for seat in books.began if seat.incarnation}
     fenced = {w for w in range(scenario.workers) if _is_fenced(scenario.servers + w, warnings)}
-    for worker in books.woken:
-        if worker not in fenced or worker in ends:
-            raise InvariantError(f"worker {worker} was frozen and is not shut out")
-    if unsaid := died - fenced - {*fates.die, *fates.die_at_once}:
-        raise InvariantError(f"workers {sorted(unsaid)} are gone and nobody said why")
+    if not scenario.freeze_s:  # else it may have come back, or not have been missed
+        for seat in books.woken:
+            if seat.worker not in fenced or seat in ends:
+                raise InvariantError(f"worker {seat.worker} was frozen and is not shut out")
+        if unsaid := gone - fenced - {*fates.die, *fates.die_at_once}:
+            raise InvariantError(f"workers {sorted(unsaid)} are gone and nobody said why")
     first = min(ends)
     for worker, params in ends.items():
         if params.tobytes() != ends[first].tobytes():
-            raise InvariantError(f"workers {worker} and {first} end with different parameters")
+            raise InvariantError(
+                f"{_name(worker)} and {_name(first)} end with different parameters"
+            )
     compared = ["survivors"]
     if scenario.replicas:
         books.check_copies(servers_died)
@@ -168,12 +177,14 @@ def check(
     if scenario.optimizer == "sgd" and scenario.codec == "none":
         _check_mass(scenario, books, ends[first])
         compared.append("accepted")
-    if died:
+    if gone:
         compared.append("deaths")
     if books.woken:
         compared.append("fenced")
-    if fenced - books.woken:
+    if fenced - {seat.worker for seat in books.woken}:
         compared.append("cut off")
+    if newcomers & ends.keys():
+        compared.append("newcomers")
     return compared
 
 
@@ -181,22 +192,30 @@ def _is_fenced(rank: int, warnings: Sequence[str]) -> bool:
     return any(f"rank {rank} " in said and "FencedError" in said for said in warnings)
 
 
-def _check_order(books: Books, chunk: int, applied: Sequence[Applied], died: set[int]) -> None:
-    clocks: dict[int, list[int]] = {}
+def _check_order(books: Books, chunk: int, applied: Sequence[Applied], died: set[Seat]) -> None:
+    clocks: dict[Seat, list[int]] = {}
     for worker, clock in itertools.chain.from_iterable(applied):
         clocks.setdefault(worker, []).append(clock)
     for worker, seen in clocks.items():
-        start = seen[0] - 1
+        start = books.began[worker]
         if seen != list(range(start + 1, start + 1 + len(seen))):
-            raise InvariantError(f"chunk {chunk} has taken clocks {seen} of worker {worker}")
-    for worker in books.answered.keys() | books.left.keys():
-        last, answered = clocks.get(worker, [0])[-1], books.answered.get(worker, 0)
+            raise InvariantError(
+                f"chunk {chunk} has taken clocks {seen} of {_name(worker)}, which began at {start}"
+            )
+    for worker in books.began:
+        began = books.began[worker]
+        last, answered = clocks.get(worker, [began])[-1], books.answered.get(worker, began)
         pushed = answered if worker in died else books.left[worker]
         if last < pushed or (last > pushed and worker not in died):
             raise InvariantError(
-                f"chunk {chunk} has taken worker {worker} up to clock {last}, it has pushed up to "
+                f"chunk {chunk} has taken {_name(worker)} up to clock {last}, it has pushed up to "
                 f"{pushed} for sure"
             )
+
+
+def _name(seat: Seat) -> str:
+    later = f", admission {seat.incarnation}" if seat.incarnation else ""
+    return f"worker {seat.worker}{later}"
 
 
 def _check_mass(scenario: Scenario, books: Books, params: Float32) -> None:
@@ -221,7 +240,7 @@ def _shares(scenario: Scenario, update: Applied) -> list[float]:
     if scenario.bound != 0:
         return [1.0 for _ in update]
     weights = [
-        0.0 if scenario.is_skipped(worker, clock) else scenario.weight(worker, clock)
-        for worker, clock in update
+        0.0 if scenario.is_skipped(seat.worker, clock) else scenario.weight(seat.worker, clock)
+        for seat, clock in update
     ]
     return [weight / (sum(weights) or 1.0) for weight in weights]

@@ -16,6 +16,7 @@ from psgrad.checkpoint import InlineWriter
 from psgrad.invariants import InvariantError
 from psgrad.layout import Float32
 from psgrad.scenario import Scenario
+from psgrad.seats import Seat
 from psgrad.session import Session
 from psgrad.shard import Shard
 from psgrad.survival import FROZEN_S, LONG_S, SETTLED_S, Books, Fates
@@ -39,6 +40,7 @@ class Told:
     clocks: list[int]
     done: list[int]
     pushed: list[NDArray[np.float64]]
+    seat: Seat
 
     def at(self, clock: int | None) -> tuple[int, NDArray[np.float64]]:
         """The steps done and the sum of gradients pushed at ``clock``; None: at the end."""
@@ -56,7 +58,7 @@ class Played:
     seconds: float  # virtual
     messages: int
     warnings: list[str] = field(default_factory=list)
-    ends: dict[int, Float32] = field(default_factory=dict)  # by worker, of those that came there
+    ends: dict[Seat, Float32] = field(default_factory=dict)  # by worker, of those that came there
     books: Books = field(default_factory=Books)
     servers_died: int = 0
 
@@ -133,6 +135,8 @@ def play(
                 seed=scenario.seed % (1 << 32),
                 fault_tolerant=losses,
                 lease=scenario.lease_s or 30.0,
+                rejoin=scenario.freeze_s > 0,
+                spares=scenario.spares,
                 replicas=scenario.replicas,
                 checkpoint_dir="" if checkpoints is None else str(checkpoints),
                 checkpoint_every="" if checkpoints is None else scenario.checkpoints,
@@ -142,7 +146,7 @@ def play(
 
     said = simulation.run(program)[scenario.servers :]
     told = [value for value in said if value is not None]
-    ends = {worker: value.params for worker, value in enumerate(said) if value is not None}
+    ends = {value.seat: value.params for value in told}
     died = sum(rank < scenario.servers for rank in simulation.killed)
     return Played(told, simulation.now_s, simulation.messages, warnings, ends, books, died)
 
@@ -152,17 +156,26 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
     params = worker.register(scenario.arrays())
     fates = Fates.of(scenario)
     names = list(params)
+    seat = Seat(worker.rank, worker.incarnation)
+    books.began[seat] = worker.clock
     place = Place(worker.rank, sum(scenario.sizes))
+    if worker.incarnation:
+        place.step = worker.clock
     worker.keep("place", place)
     compute = pace.parse(scenario.pace, scenario.seed % (1 << 32))
     told = Told(
-        np.zeros(0, np.float32), 0, [worker.clock], [place.step], [np.zeros(sum(scenario.sizes))]
+        np.zeros(0, np.float32),
+        0,
+        [worker.clock],
+        [place.step],
+        [np.zeros(sum(scenario.sizes))],
+        seat,
     )
     for step in range(place.step + 1, scenario.steps_of(worker.rank) + 1):
         flat = np.concatenate([params[name] for name in names])
         _compute(scenario, worker, step, compute.seconds(worker.rank, step), books)
         same = flat.tobytes() == b"".join(params[name].tobytes() for name in names)
-        apart = worker.rank in books.woken or worker.rank in fates.cut_off
+        apart = seat in books.woken or worker.rank in fates.cut_off
         if not same and not apart:  # others may go on without it
             raise InvariantError(f"parameters of worker {worker.rank} changed while it computed")
         place.step = step
@@ -173,17 +186,17 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
             norm = float(np.linalg.norm(grad.astype(np.float64)))
             clip = min(1.0, (scenario.clip_norm or math.inf) / norm if norm else 1.0)
             pushed += grad * clip
-        books.pushed[worker.rank, worker.clock + 1] = pushed
+        books.pushed[seat, worker.clock + 1] = pushed
         _push(scenario, worker, step, grads)
         if not scenario.is_push(worker.rank, step):
-            books.answered[worker.rank] = worker.clock
+            books.answered[seat] = worker.clock
         told.clocks.append(worker.clock)
         told.done.append(step)
         told.pushed.append(told.pushed[-1] + pushed)
         if scenario.bound is not None and worker.staleness > scenario.bound:
             raise InvariantError(f"worker {worker.rank} saw a staleness of {worker.staleness}")
     worker.leave()
-    books.left[worker.rank] = worker.clock
+    books.left[seat] = worker.clock
     worker.barrier()
     if scenario.has_losses:
         # What had left of the dead comes, or not, at one server or another; behind a split later.
@@ -198,9 +211,10 @@ def _train(scenario: Scenario, worker: Worker, books: Books) -> Told:
 
 def _compute(scenario: Scenario, worker: Worker, step: int, seconds: float, books: Books) -> None:
     fates = Fates.of(scenario)
-    if step == scenario.freeze and worker.rank == fates.freezes:
-        worker.sleep(FROZEN_S)
-        books.woken.add(worker.rank)
+    frozen = worker.rank == fates.freezes and not worker.incarnation
+    if step == scenario.freeze and frozen:
+        worker.sleep(scenario.freeze_s or FROZEN_S)
+        books.woken.add(Seat(worker.rank))
     if step == scenario.freeze and worker.rank == fates.computes_long:
         seconds += LONG_S
     _sleep(scenario, worker, seconds)

@@ -117,7 +117,7 @@ def train_in(
             if session.rank == 0:
                 runfolder.say_finished(config, done)
             return
-    roles = session.agree(lambda: Roles(session.size, config.servers))
+    roles = session.agree(lambda: Roles(session.size, config.servers, spares=config.spares))
     session.place(config.servers, config.placement)
     planted = session.agree(lambda: [faults.parse(text, roles) for text in config.inject])
     loaded = session.agree(lambda: load_data(config, roles, session.rank))
@@ -188,6 +188,8 @@ def train_in(
             seed=config.seed,
             fault_tolerant=config.fault_tolerant,
             lease=config.lease,
+            spares=config.spares,
+            rejoin=config.rejoin,
             replicas=config.replicas,
             checkpoint_dir=config.checkpoint_dir or written,
             checkpoint_every=config.checkpoint_every,

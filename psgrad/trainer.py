@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -57,15 +57,7 @@ class Trainer:
         self._show = show
         self._scale = loss_scale.parse(config.loss_scale, config.precision)
         self._cursors: list[Any] = []  # of the checkpoint that this run goes on from
-        self._ledger: Ledger | None = None
-        self._batches = Batches(
-            loaded.mine,
-            config.batch_size,
-            config.seed,
-            worker.rank,
-            config.epochs,
-            samples=len(loaded.dataset),
-        )
+        self._batches = self._batches_of(worker.rank)
 
     def run(self, mpi_rank: int) -> None:
         """Trains, and on worker 0 evaluates, saves and reports."""
@@ -77,18 +69,15 @@ class Trainer:
         self._resume(learner)
         before = self._tally.samples
         compute = Compute(model, learner, self._kernels, config.precision, self._scale)
-        if worker.rank == 0:
+        if worker.rank == 0 and not worker.incarnation:
             self._show(summary.opening(config, worker, self._folder))
         start = worker.now()
         if config.fault_tolerant and not config.local:
-            counts = {w: self._batches_of(w).count(config.accumulate) for w in range(worker.size)}
-            self._ledger = Ledger.of(counts)
-        self._train(self._batches.groups(config.accumulate), compute, learner, mpi_rank)
-        if self._ledger is not None:
-            self._idle(self._ledger.work[worker.rank])
-            while pieces := self._taken_over(self._ledger):
-                self._train(self._steps_of(pieces), compute, learner, mpi_rank)
+            for is_first, pieces in self._phases():
+                self._train(self._steps_of(pieces, is_first), compute, learner, mpi_rank)
                 self._idle(pieces)
+        else:
+            self._train(self._batches.groups(config.accumulate), compute, learner, mpi_rank)
         tally, pushes = self._tally, self._tally.pushes
         worker.leave()  # may push once more: what feedback has kept back
         totals = worker.mean(
@@ -211,23 +200,39 @@ class Trainer:
             batches.take_over(first, left)
         return batches
 
-    def _taken_over(self, ledger: Ledger) -> list[Piece]:
-        """This worker's share of what workers that died since the last time have left."""
-        worker = self._worker
-        known = len(worker.lost)
-        worker.barrier()
-        if len(worker.lost) == known:
-            return []
-        begun = {} if worker.resumed is None else worker.resumed.clocks
-        done = {w: clock - begun.get(w, 0) for w, clock in worker.lost.items()}
-        # Without a step to do there is still a rendezvous: others may die meanwhile.
-        return ledger.settle(done, worker.survivors)[worker.rank] or [Piece(IDLE, range(0))]
+    def _phases(self) -> Iterator[tuple[bool, list[Piece]]]:
+        """What this worker does until all meet, again and again, as long as that brings news of
+        workers that died or came: then what they have left is dealt out.
 
-    def _steps_of(self, pieces: Iterable[Piece]) -> Steps:
+        Who comes later begins in the phase in which the others are. Says of each whether it is the
+        first of the run.
+        """
+        worker, counts = self._worker, range(self._worker.size)
+        begun = {} if worker.resumed is None else worker.resumed.clocks
+        ledger = Ledger.of(
+            {w: self._batches_of(w).count(self._config.accumulate) for w in counts},
+            {w: begun.get(w, 0) for w in counts},
+        )
+        for running, spans in worker.past.changes:
+            ledger.settle(spans, running)
+        if worker.past.meetings > len(worker.past.changes):
+            return  # the others have met without news
+        is_first, before = not worker.past.changes, worker.past.mine
+        while True:
+            yield is_first, ledger.todo(worker.rank, worker.clock, before)
+            is_first, before = False, ()
+            worker.barrier()
+            if not worker.changed:
+                return
+            ledger.settle(worker.spans, worker.survivors)
+
+    def _steps_of(self, pieces: Iterable[Piece], is_first: bool) -> Steps:
+        """The steps of ``pieces``; those of the first phase are what checkpoints know of."""
         size = self._config.accumulate
         for source, steps in pieces:
             if source != IDLE:
-                groups = self._batches_of(source).groups(size)
+                batches = self._batches if is_first else self._batches_of(source)
+                groups = batches.groups(size)
                 yield from islice(groups, steps.start, steps.stop, steps.step)
 
     def _idle(self, pieces: Iterable[Piece]) -> None:

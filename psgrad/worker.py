@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from psgrad import control
 from psgrad.arrays import Arrays
+from psgrad.control import Past, Span
 from psgrad.cuts import Markers
 from psgrad.errors import ConfigError, LayoutError, Preempted, ProtocolError
 from psgrad.exchange import Exchange
@@ -27,11 +28,13 @@ from psgrad.layout import Layout
 from psgrad.leases import BEATS
 from psgrad.links import ServerLinks
 from psgrad.messages import NO_RATE, Flag, Header, Kind, encode_json
+from psgrad.numbering import Numbering
 from psgrad.options import Options
 from psgrad.preemption import Preemption
 from psgrad.record import Recorder
 from psgrad.resuming import Resumed, Resuming
 from psgrad.roles import Roles
+from psgrad.seats import Seat
 from psgrad.transport import Transport
 from psgrad.watchdog import Watchdog
 from psgrad.worker_state import Stateful
@@ -51,9 +54,15 @@ class Worker:
         resuming: Resuming | None = None,
         preemption: Preemption | None = None,
         watchdog: Watchdog | None = None,
+        seat: Seat | None = None,
+        numbering: Numbering | None = None,
     ) -> None:
-        self.rank = roles.worker_of(transport.rank)
-        """This worker's index, 0 to size - 1; not the MPI rank."""
+        """``seat`` is which worker this is, None as at the start; ``numbering`` that of its links
+        where there were some before."""
+        seat = Seat(roles.worker_of(transport.rank)) if seat is None else seat
+        self.rank, self.incarnation = seat
+        """This worker's index, 0 to size - 1; not the MPI rank. And 0, or, of one that takes the
+        place of one that was lost, the number of its admission."""
         self.size = roles.workers
         """How many workers there are."""
         self.node_rank = roles.place_on_node(transport.rank)
@@ -64,6 +73,12 @@ class Worker:
         """The workers whose main was running at the last rendezvous, such as ``barrier``."""
         self.lost: dict[int, int] = {}
         """Workers that had died by then, and the clock of the last step that counts of each."""
+        self.spans: dict[int, tuple[Span, ...]] = {}
+        """Of each worker that was ever lost by then, between which clocks there was one."""
+        self.changed = False
+        """Whether that was news at the last rendezvous."""
+        self.past = Past()
+        """Of one that comes in later: at which rendezvous it was not, and what they told."""
         self.notice = ""
         """What the servers had to say of the registration, such as the memory that pulls need."""
         self._transport = transport
@@ -71,6 +86,7 @@ class Worker:
         self._options = options
         self._recorder = recorder
         self._resuming = resuming
+        self._seat = seat
         self._markers = Markers(
             options.checkpoints.every, options.staleness, resuming.number if resuming else 0
         )
@@ -83,6 +99,8 @@ class Worker:
             options.compression.pull,
             recorder,
             self._markers,
+            seat,
+            numbering,
         )
         self._links.preemption, self._links.watchdog = preemption, watchdog
         self._halting = Halting(self._links, self._markers)
@@ -92,6 +110,11 @@ class Worker:
         self._rate = NO_RATE  # what was set before the registration
         self._rendezvous = 0
         self._left = False
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether ``register`` has been called, and all servers know this worker."""
+        return self._exchange is not None
 
     @property
     def clock(self) -> int:
@@ -203,15 +226,21 @@ class Worker:
             self._links,
             self._recorder,
             self._resuming,
+            self._seat,
         )
         self._exchange = joining.join(arrays)
         self._exchange.rate = self._rate
-        self.notice = joining.notice
+        self.notice, self.past = joining.notice, joining.past
+        if self.incarnation:
+            self._rendezvous = self.past.meetings
+            # It is in no cut of a clock that the others had come to.
+            self._markers.last = self.clock if self._options.staleness == 0 else 0
         # Who goes on has what it had: where pulls are encoded, that is not what the servers have.
         # At one clock, this waits for nobody. Elsewhere it may, and what was kept is known.
         marking = self._exchange.marking
-        marking.paused = self._resuming is None or not self._resuming.same_number
-        self.pull(dense=self._resuming is None)
+        is_new = self._resuming is None or self.incarnation > 0
+        marking.paused = self._resuming is None or is_new or not self._resuming.same_number
+        self.pull(dense=is_new)
         marking.paused = False
         self._links.give_first_values(None)
         return self.params
@@ -231,7 +260,8 @@ class Worker:
         marking = self._live().marking
         if name in self._kept:
             raise ConfigError(f"keep() was called twice for {name!r}")
-        state = None if self._resuming is None else self._resuming.kept(self.rank, name)
+        goes_on = None if self.incarnation else self._resuming
+        state = None if goes_on is None else goes_on.kept(self.rank, name)
         if state is not None:
             part.load_state_dict(state)
         self._kept[name] = part
@@ -370,6 +400,7 @@ class Worker:
         """
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"weight must be finite and at least 0, got {weight}")
+        self._check_is_in("mean() or barrier()")
         if self._exchange is not None:
             self._exchange.finish()  # others may wait for what of it has not been sent
         self._halting.end_if_told(self._exchange)
@@ -392,6 +423,7 @@ class Worker:
                 f"values, got {header.sequence} of {len(result.mean)}"
             )
         self.survivors, self.lost = result.running, result.lost
+        self.spans, self.changed = result.spans, result.changed
         return result.mean
 
     def barrier(self) -> None:
@@ -400,17 +432,27 @@ class Worker:
 
     def server_stats(self) -> list[dict[str, Any]]:
         """The counters of each server: updates, pushes, staleness_max, bytes, balance, ..."""
+        self._check_is_in("server_stats()")
         answers = self._links.ask_all(Header(Kind.STATS), Kind.STATS_ARE)
         return [control.counters(payload) for _, payload in answers]
 
     def finish(self) -> None:
         """Leaves and tells every server that this worker's main has returned."""
+        if self.incarnation and self._exchange is None:
+            return  # it never came in
         with suppress(Preempted):  # the session raises it on all ranks
             self.leave()
         if self._options.fault_tolerant:  # a process that is gone may not be heard any more
             self._links.part(self._halting.parting_words)
         else:
             self._links.tell_all(Header(Kind.FINISH), self._halting.parting_words)
+
+    def _check_is_in(self, call: str) -> None:
+        if self.incarnation and self._exchange is None:
+            raise ProtocolError(
+                f"{call} before register(): worker {self.rank} takes the place of one that was "
+                "lost, and comes in when it registers"
+            )
 
     def _live(self) -> Exchange:
         if self._exchange is None:

@@ -158,3 +158,24 @@ def test_deaths_in_synchronous_rounds():
         for part in (ends[0][:40], ends[0][40:]):
             assert (part == part[0]).all(), f"seed {seed}: a death is in some chunks only"
     assert killed > 60
+
+
+# Workers that come in
+
+
+def test_what_was_said_before_an_admission_counts_no_more():
+    commits = Commits(frozenset({0, 1}))
+    commits.report(0, Round(1, (0, 1)))
+    commits.admit()
+    assert commits.report(1, Round(1, (0, 1))) is None
+    assert commits.report(0, Round(1, (0, 1))) == Round(1, (0, 1))
+
+
+def test_a_shard_says_the_open_round_again():
+    open_round = OpenRound(frozenset({0}))
+    open_round.complete(0, (0, 1))
+    assert open_round.news(()) == Round(1, (0, 1))
+    open_round.admit()
+    assert open_round.news(()) is None
+    open_round.complete(0, (0, 1, 2))
+    assert open_round.news(()) == Round(1, (0, 1, 2))

@@ -368,6 +368,7 @@ def test_a_wrong_type(values, text):
         ("reference_bytes", -1, "reference_bytes must be at least 0, got -1"),
         ("checkpoint_keep", 0, "checkpoint_keep must be at least 1, got 0"),
         ("lease", 0, "lease must be above 0, got 0.0"),
+        ("spares", -1, "spares must be at least 0, got -1"),
         ("replicas", -1, "replicas must be at least 0, got -1"),
         ("server_threads", -1, "server_threads must be at least 0, got -1"),
         ("walltime_margin", -1, "walltime_margin must be at least 0, got -1.0"),
@@ -377,6 +378,19 @@ def test_a_wrong_type(values, text):
 )
 def test_a_value_out_of_range(key, value, text):
     assert refusal(**{key: value}) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"spares": 1}, "spares 1 takes the place of workers that are lost, and without"),
+        ({"rejoin": True}, "rejoin takes the place of workers that are lost, and without"),
+        ({"rejoin": True, "fault_tolerant": True, "local_steps": 4}, "local updates have others"),
+        ({"spares": 2, "fault_tolerant": True, "record": True}, "spares 2 has workers come in"),
+    ],
+)
+def test_newcomers_where_there_can_be_none(options, text):
+    assert text in refusal(**options)
 
 
 def test_every_limit_is_tested():

@@ -381,7 +381,7 @@ class LocalTwin(Twin):
             [
                 (lambda x, indices=indices: self._gradient_at(x, indices), len(indices))
                 for _, indices in Batches(
-                    share.mine, config.batch_size, config.seed, worker, config.epochs
+                    share, config.batch_size, config.seed, worker, config.epochs
                 )
             ]
             for worker, share in enumerate(self.shares)

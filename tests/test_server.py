@@ -327,6 +327,7 @@ def test_statistics():
         "bytes_pulled": 3 * HEADER_NBYTES + 2 * nbytes,
         "balance": 1.0,
         "repeated": 0,
+        "fenced": 0,
     }
 
 
@@ -359,8 +360,13 @@ def test_a_server_owns_its_chunks_only():
         (Kind.PUSH, full(1.0), {"run": 5}, "rank 1 sends for run 5, not 4d"),
         (Kind.PULL, b"", {"run": 5}, "rank 1 sends for run 5, not 4d"),
         (Kind.FINISH, b"", {"run": 5}, "rank 1 sends for run 5, not 4d"),
-        (Kind.PULL, b"", {"worker": 1}, "rank 1 sends as worker 1, it is 0"),
-        (Kind.PUSH, full(1.0), {"worker": 1}, "rank 1 sends as worker 1, it is 0"),
+        (Kind.PULL, b"", {"worker": 1}, "rank 1 sends as worker 1, incarnation 0; it is"),
+        (
+            Kind.PUSH,
+            full(1.0),
+            {"worker": 1},
+            "rank 1 sends as worker 1, incarnation 0; it is",
+        ),
         (Kind.PUSH, full(1.0), {"layout": 5}, "rank 1 pushes with another layout"),
         (Kind.PUSH, full(1.0), {"chunk": 3}, "rank 1 pushes chunk 3, which is not here"),
         (Kind.PUSH, full(1.0)[:-4], {}, "rank 1 pushes 92 bytes to chunk 0 of 96 bytes"),

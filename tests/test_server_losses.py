@@ -139,7 +139,10 @@ def test_a_rendezvous_is_complete_without_it():
     desk.lose(2)
     assert desk.serve() == [(Kind.MET, 0)]
     met = json.loads(desk.transport.payloads[-1])
-    assert met == {"mean": {"x": 3.0}, "running": [0], "lost": {"1": 0, "2": 1, "3": 0}}
+    spans = {"1": [[None, 0]], "2": [[None, 1]], "3": [[None, 0]]}
+    lost = {"1": 0, "2": 1, "3": 0}
+    said = {"running": [0], "lost": lost, "spans": spans, "changed": True}
+    assert met == {"mean": {"x": 3.0}, **said}
 
 
 def test_what_waited_for_it_is_answered():

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from psgrad.compute import load_data
-from psgrad.data import Batches
+from psgrad.data import Batches, partition
 from psgrad.kernels import cpu
 from psgrad.roles import Roles
 
@@ -17,10 +17,10 @@ class Twin:
 
     def __init__(self, config, workers):
         self.config = config
-        self.shares = [
-            load_data(config, Roles(workers + 1, 1), rank + 1) for rank in range(workers)
-        ]
-        self.dataset = self.shares[0].dataset
+        loaded = load_data(config, Roles(workers + 1, 1), 1)
+        labels, scheme = loaded.dataset.labels, config.dataset.partition
+        self.shares = partition(labels, loaded.training, workers, scheme, config.seed)
+        self.dataset = loaded.dataset
         self.model = config.model.value
         self.optimizer = config.optimizer.value
         self.params = self.model.init(self.dataset.features, self.dataset.classes, config.seed)
@@ -30,9 +30,7 @@ class Twin:
     def rounds(self, limit=None):
         """The micro-batches of each round, by worker; None for a worker that has run out."""
         iterators = [
-            Batches(
-                share.mine, self.config.batch_size, self.config.seed, worker, self.config.epochs
-            )
+            Batches(share, self.config.batch_size, self.config.seed, worker, self.config.epochs)
             for worker, share in enumerate(self.shares)
         ]
         done = 0

@@ -111,6 +111,10 @@ class Transport(Protocol):
         from now on may vanish."""
         ...
 
+    def forsake(self, peer: int) -> None:
+        """Waits no more for what was sent to ``peer`` so far; hears it still."""
+        ...
+
     def leave(self, status: int) -> None:
         """Ends this rank alone, with ``status``; where that is tolerated the others go on. Does
         not return."""

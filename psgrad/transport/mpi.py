@@ -263,6 +263,10 @@ class MpiTransport:
         self._unlink(peer)
         self._ready = deque(message for message in self._ready if message[0] != peer)
 
+    def forsake(self, peer: int) -> None:
+        self._kept += [sent for sent in self._sending if sent.peer == peer]
+        self._sending = deque(sent for sent in self._sending if sent.peer != peer)
+
     def leave(self, status: int) -> None:
         _end_at_once(status)
 
@@ -391,9 +395,8 @@ class MpiTransport:
         """Nothing more will come of ``peer`` than what is ready."""
         self._lost.add(peer)
         self._kept += [link for link in self._links if link.peer == peer]
-        self._kept += [sent for sent in self._sending if sent.peer == peer]
         self._links = [link for link in self._links if link.peer != peer]
-        self._sending = deque(sent for sent in self._sending if sent.peer != peer)
+        self.forsake(peer)
 
     def _forget_sent(self) -> None:
         while self._sending and self._sending[0].done():

@@ -61,6 +61,9 @@ class Over:
     def drop(self, peer: int) -> None:
         self._below.drop(peer)
 
+    def forsake(self, peer: int) -> None:
+        self._below.forsake(peer)
+
     def leave(self, status: int) -> None:
         self._below.leave(status)
 

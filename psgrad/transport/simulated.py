@@ -271,6 +271,9 @@ class SimulatedTransport:
         end.inbox = deque(m for m in end.inbox if m.line.source != peer)
         self._ready = deque(message for message in self._ready if message[0] != peer)
 
+    def forsake(self, peer: int) -> None:
+        """Nothing to do: what has left here is sent, whether ``peer`` listens or not."""
+
     def leave(self, status: int) -> None:
         self._carrier.note(self._rank, "kill")
         self._carrier.tell_lost(self._end)
