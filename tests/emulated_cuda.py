@@ -61,8 +61,8 @@ class Module:
     folder: Path
     backwards = 0
 
-    def __init__(self, code, options=()):
-        assert options == ("--std=c++17",)
+    def __init__(self, code, options=("--std=c++17", "--ftz=false")):
+        assert options == ("--std=c++17", "--ftz=false")
         if code not in self.built:
             text = code + "".join(RUN.replace("NAME", name) for name in plain_names(code))
             stem = self.folder / f"kernels{len(self.built)}"

@@ -69,7 +69,7 @@ FAULTS = {
 def test_the_emulator_sees_barriers_that_are_missing_or_not_reached_by_all(cuda):
     wanted = np.arange(64, 0, -1, dtype=F4)
     for barrier in ("__syncthreads();", ""):
-        module = Module(FAULTY.replace("BARRIER", barrier), ("--std=c++17",))
+        module = Module(FAULTY.replace("BARRIER", barrier))
         out = of_device(np.zeros(64, F4))
         module.get_function("no_barrier")((1,), (64,), (out,))
         assert np.array_equal(out, wanted) == bool(barrier)

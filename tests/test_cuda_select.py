@@ -49,6 +49,16 @@ def test_what_reaches_a_threshold_is_the_same(cuda, order, kind):
             same(there, v)
 
 
+def test_a_selection_of_what_does_not_fit_is_refused(cuda):
+    v = of_device(drawn(10, 1))
+    for k in (0, 11):
+        with pytest.raises(ValueError, match=f"k must be from 1 to 10, got {k}"):
+            cuda.cuda_select.top_k(v, k)
+    for call in (cuda.cuda_select.top_k, lambda *a: cuda.cuda_select.reaching(a[0], F4(1), *a[1:])):
+        with pytest.raises(ValueError, match="the same size, got 10 and 9"):
+            call(v, 3, v[1:])
+
+
 # Optimizers
 
 

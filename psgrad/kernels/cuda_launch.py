@@ -24,7 +24,7 @@ SOURCES: Final = MappingProxyType(
     }
 )
 """The files of each family of kernels, in the order in which they are compiled as one."""
-OPTIONS: Final = ("--std=c++17",)
+OPTIONS: Final = ("--std=c++17", "--ftz=false")
 """Nothing that relaxes arithmetic: results are those of the CPU, rounding for rounding."""
 
 

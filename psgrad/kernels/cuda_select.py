@@ -36,7 +36,12 @@ def top_k(v: Array, k: int, add: Array | None = None) -> Found:
     """Exactly the k largest |v|, with 1 <= k <= n < 2^31; v[n] += add[n] first where it is given.
 
     Among equal magnitudes the lowest indices win. v and add are float32[n], finite. Does not wait.
+
+    Raises ValueError for another k, or sizes that do not go together.
     """
+    if not 1 <= k <= v.size:
+        raise ValueError(f"k must be from 1 to {v.size}, got {k}")
+    _check(v, add)
     state = cupy.zeros(2, np.uint32)
     counts = cupy.zeros(BUCKETS, np.uint32)
     state[1] = k
@@ -66,7 +71,10 @@ def reaching(v: Array, low: np.float32, most: int, add: Array | None = None) -> 
 
     v[n] += add[n] first where that is given. One pass over memory, and waits for how many there
     are; where they are more than ``most``, an exact selection follows.
+
+    Raises ValueError for sizes that do not go together.
     """
+    _check(v, add)
     bits = int(np.maximum(low, TINY).view(np.uint32))
     # What is larger than the number before it reaches it; and no ties of that one are wanted.
     state = cupy.asarray(np.array([bits - 1, 0], np.uint32))
@@ -99,6 +107,13 @@ def _collect(v: Array, add: Array | None, state: Array, room: int) -> tuple[Foun
             np.int64(room),
         )
     return found, counts
+
+
+def _check(v: Array, add: Array | None) -> None:
+    if add is not None and add.size != v.size:
+        raise ValueError(f"v and add must have the same size, got {v.size} and {add.size}")
+    if v.size >= 1 << 31:
+        raise ValueError(f"a vector must have less than 2^31 elements, got {v.size}: cut it")
 
 
 def _or_null(array: Array | None) -> Array:
