@@ -552,7 +552,7 @@ def test_a_device_with_memory_of_its_own(capsys, tmp_path, monkeypatch, more):
     elsewhere = SimpleNamespace(**{name: getattr(cpu, name) for name in names})
     elsewhere.device = "elsewhere"
     elsewhere.asarray = lambda array: np.array(array)
-    monkeypatch.setattr("psgrad.train.load_kernels", lambda device: elsewhere)
+    monkeypatch.setattr("psgrad.train.load_kernels", lambda device, gpu: elsewhere)
     assert sha256(capsys, tmp_path / "elsewhere", *options) == expected
 
 

@@ -221,6 +221,7 @@ def test_the_seeds_reach_everything():
         "workers", "twin", "mass", "no checkpoints", "resumed", "workers" + going_on,
         "mass" + going_on, "survivors", "rounds", "accepted", "deaths", "fenced",
         "cut off", "resumed after losses", "replicas", "failover", "undisturbed",
+        "newcomers",
     }  # fmt: skip
 
 
