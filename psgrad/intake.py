@@ -124,6 +124,10 @@ class Intake:
             self._numbering.forget_seen(peer)
 
     def _check_sender(self, peer: int, header: Header) -> None:
+        seat = self._seats.seat_of(peer)
+        as_ever = seat == (header.worker, header.incarnation) and header.kind not in SERVER_KINDS
+        if as_ever and header.run == self._run:
+            return
         if header.run != self._run:
             raise ProtocolError(f"rank {peer} sends for run {header.run:x}, not {self._run:x}")
         if self._roles.is_server(peer):
@@ -135,7 +139,6 @@ class Intake:
             raise ProtocolError(f"rank {peer} sends {header.kind.name}, which servers send alone")
         if self._is_past(peer, header):
             return
-        seat = self._seats.seat_of(peer)
         if seat is None and header.kind not in OUTSIDE_KINDS:
             raise ProtocolError(f"rank {peer} sends {header.kind.name} and is no worker")
         if seat is not None and Seat(header.worker, header.incarnation) != seat:

@@ -141,8 +141,10 @@ class Server:
     def serve(self) -> None:
         """Answers until the main of every worker has returned."""
         self._transport.connect([r for r in range(self._roles.size) if self._hears(r)])
+        steady_s, saving = self._patience_s, self._checkpoints
         while not self.is_over:
-            message = self._transport.receive(self.place, self._patience_s)
+            busy = saving is not None and saving.busy
+            message = self._transport.receive(self.place, WRITING_S if busy else steady_s)
             if self._watchdog is not None:
                 self._watchdog.alive()
             if self._inspector is not None:
@@ -192,10 +194,9 @@ class Server:
 
     @property
     def _patience_s(self) -> float | None:
-        """How long this server waits for a message before it looks after something else."""
+        """How long this server waits for a message before it looks after something else, while no
+        file is written."""
         waits = [self._beat_s, self._stopping.watch_s]
-        if self._checkpoints is not None and self._checkpoints.busy:
-            waits.append(WRITING_S)
         if self._inspector is not None:
             waits.append(self._inspector.watch_s)
         return min((seconds for seconds in waits if seconds is not None), default=None)
@@ -293,7 +294,9 @@ class Server:
 
     def _handle(self, header: Header, payload: Any) -> None:
         kind, worker = header.kind, header.worker
-        if kind is Kind.REGISTER:
+        if kind in CHUNK_KINDS and self._shard is not None:
+            self._serve_chunk(self._shard, header, payload)
+        elif kind is Kind.REGISTER:
             self._registrations[worker] = control.registration(payload, worker)
             self._register_if_all_came()
         elif kind is Kind.MEET:
